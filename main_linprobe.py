@@ -1,0 +1,7 @@
+"""Linear probing of a frozen encoder: python main_linprobe.py --model vit_base_patch16 --finetune CKPT --data_path DATA"""
+import sys
+
+from ppssl.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main("linprobe"))

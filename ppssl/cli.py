@@ -1,0 +1,36 @@
+"""What the three mains share: parse, run, and say in one line what went wrong."""
+import os
+import sys
+
+from convert.formats import Refused
+from ppssl.config import parse
+from ppssl.errors import BadRequest, TrainingFailed
+
+
+def main(task: str, argv: list[str] | None = None) -> int:
+    """Carry out the command line of a task. Exit codes: 0 done, 1 failed in training, 2 bad request."""
+    try:
+        config = parse(task, sys.argv[1:] if argv is None else argv)
+        for note in config.notes:
+            print(f"note: {note}", flush=True)
+        if config.dry_run:
+            from ppssl.engine.dry_run import describe
+
+            describe(config)
+        else:
+            from ppssl.engine.run import Training
+
+            Training(config).run()
+        return 0
+    except (BadRequest, Refused) as error:
+        return _fail(error, 2)
+    except TrainingFailed as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted: continue with --resume auto", 130)
+
+
+def _fail(error, code: int) -> int:
+    rank = os.environ.get("PADDLE_TRAINER_ID")
+    print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
+    return code

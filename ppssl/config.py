@@ -1,0 +1,293 @@
+"""One typed, frozen configuration from defaults, a recipe and flags: `parse` is the only way in.
+
+Every key is flat (the official flag names) on the outside, in flags, YAML recipes and checkpoints; inside, it stands in a
+small section that is handed to whoever needs it. An unknown key or a wrong type is a BadRequest naming the nearest key.
+"""
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppssl.errors import BadRequest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Size(tuple):
+    """An image size (height, width), written 224 or 224x160."""
+
+    def __new__(cls, value):
+        parts = [value] if isinstance(value, int) else value if isinstance(value, list | tuple) else str(value).lower().split("x")
+        height, width = (int(p) for p in (parts * 2 if len(parts) == 1 else parts))
+        if min(height, width) < 1:
+            raise ValueError(value)
+        return super().__new__(cls, (height, width))
+
+    def __str__(self):
+        return str(self[0]) if self[0] == self[1] else f"{self[0]}x{self[1]}"
+
+
+class Pair(tuple):
+    """Two numbers, written 0.2,0.8."""
+
+    def __new__(cls, value):
+        first, second = (float(v) for v in (value.split(",") if isinstance(value, str) else value))
+        return super().__new__(cls, (first, second))
+
+
+def option(default, help: str, **metadata):
+    """A field of a section: its default, the line that --help shows; `alias`: another official name of it; `negative`: an
+    official flag that means its opposite."""
+    return dataclasses.field(default=default, metadata={"help": help} | metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What images are read and how."""
+    data_path: str = option("demo", "folder with train/ (and val/) of class folders; 'demo' is the embedded digit set")
+    input_size: Size = option(Size(224), "image side in pixels, or height x width as 224x160")
+    num_workers: int = option(10, "loader processes of each rank; 0 loads in the training process")
+    max_bad_images: float = option(0.001, "share of unreadable images after which a run stops")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long and how fast the weights move."""
+    batch_size: int = option(64, "images of one rank and micro-batch; effective batch = batch_size * accum_iter * ranks")
+    accum_iter: int = option(1, "micro-batches whose gradients make one optimizer step", alias="update_freq")
+    epochs: int = option(400, "passes over the training set")
+    lr: float | None = option(None, "absolute peak learning rate; without it, blr * effective batch / 256")
+    blr: float = option(1e-3, "base learning rate for 256 images")
+    min_lr: float = option(0.0, "where the cosine ends")
+    warmup_epochs: float = option(40, "epochs of linear warm-up")
+    weight_decay: float = option(0.05, "weight decay")
+    clip_grad: float | None = option(None, "largest global gradient norm")
+    max_train_step: int | None = option(None, "stop after this many optimizer steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives, and what it writes there."""
+    output_dir: str = option("./output_dir", "folder of checkpoints, log.txt and config.yaml; empty: nothing is written")
+    log_dir: str | None = option(None, "folder of the VisualDL run (default: output_dir)")
+    resume: str = option("", "'auto' (newest checkpoint of output_dir, if any) or a checkpoint file")
+    start_epoch: int = option(0, "first epoch of a run that does not resume")
+    seed: int = option(0, "seed of initial weights, data order, augmentation and masks")
+    device: str | None = option(None, "cpu or gpu (default: gpu where Paddle has one)")
+    amp: str = option("auto", "autocast on GPU: bf16, fp16, none; auto takes bf16 where the GPU has it (no effect on CPU)")
+    recompute: bool = option(False, "store less for the backward pass and compute it again there")
+    print_freq: int = option(20, "optimizer steps between log lines")
+    save_freq: int = option(20, "every so many epochs a checkpoint is kept for good")
+    keep_last: int = option(2, "number of newest checkpoints kept beside those")
+    save_steps: int | None = option(None, "also save every so many optimizer steps")
+
+
+# Official flags that name something this project does by itself: accepted, with a note. name -> (takes a value, note)
+ACCEPTED = {
+    "pin_mem": (False, "host memory is pinned by Paddle's loader"),
+    "no_pin_mem": (False, "host memory is pinned by Paddle's loader"),
+    "world_size": (True, "the launcher sets the number of ranks"),
+    "local_rank": (True, "the launcher sets the rank"),
+    "dist_on_itp": (False, "the launcher sets up distribution"),
+    "dist_url": (True, "the launcher sets up distribution"),
+    "multinode": (False, "the launcher sets up distribution"),
+    "dist_eval": (False, "evaluation is always spread over the ranks, every image counted once"),
+    "enable_deepspeed": (False, "Paddle has its own engine"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved request. options: the section of the method's own keys."""
+    task: str
+    method: str
+    model: str
+    data: Data
+    train: Train
+    run: Run
+    options: Any
+    dry_run: bool = False
+    notes: tuple[str, ...] = ()
+
+    def flat(self) -> dict[str, Any]:
+        """All keys on one level, of plain YAML types; what a checkpoint and config.yaml hold."""
+        keys = {"task": self.task, "method": self.method, "model": self.model}
+        for section in (self.data, self.train, self.run, self.options):
+            keys |= {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()}
+
+
+def parse(task: str, argv: list[str]) -> Config:
+    """Resolve the command line of a task ('pretrain', 'finetune', 'linprobe'). Raises BadRequest; --help exits."""
+    from ppssl import methods
+
+    first = _first_look(argv)
+    overrides = _overrides(first.override)
+    recipe, origin, notes = _recipe(task, first, overrides)
+    early = recipe | overrides | {k: v for k, v in vars(first).items() if v is not None}
+    model = early.get("model") or methods.default_model(task, early.get("data_path", "demo"))
+    method = methods.find(task, model, early.get("basemodel"))
+    fields = _fields(method)
+    _refuse_unknown(argv, fields, task, method)
+    flags = vars(_parser(task, method, fields).parse_args(argv))
+    notes += [f"--{name} has no effect: {note}" for name, (_, note) in ACCEPTED.items() if name in flags]
+    flags = {k: v for k, v in flags.items() if k in fields}
+    sources = ((origin, recipe), ("-o", overrides), ("command line", flags))
+    values = {k: v for name, given in sources for k, v in _checked(given, fields, name, task, method).items()}
+    return build(task, method, model, method.defaults | values, dry_run=first.dry_run, notes=tuple(notes))
+
+
+def build(task: str, method, model: str, values: Mapping[str, Any], dry_run: bool = False, notes=()) -> Config:
+    """A Config from typed flat values; what is not given takes the section's default."""
+    def section(kind):
+        names = {f.name for f in dataclasses.fields(kind)}
+        return kind(**{k: v for k, v in values.items() if k in names})
+    return Config(task, method.name, model, section(Data), section(Train), section(Run), section(method.Options), dry_run, notes)
+
+
+def restore(flat: Mapping[str, Any]) -> Config:
+    """The Config that `flat()` was taken from."""
+    from ppssl import methods
+
+    method = methods.get(flat["task"], flat["method"])
+    fields = _fields(method)
+    values = {k: coerce(v, fields[k].type, k, "stored config") for k, v in flat.items() if k in fields}
+    return build(flat["task"], method, flat["model"], values)
+
+
+def coerce(value, kind, key: str, origin: str):
+    """`value` as `kind` (int, float, bool, str, Size, or one of them with None). Raises BadRequest."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    target = next(k for k in kinds if k is not type(None))
+    try:
+        if target is bool and not isinstance(value, bool) or target is not bool and isinstance(value, bool):
+            raise ValueError
+        if target is int and (isinstance(value, float) or isinstance(value, str) and not value.lstrip("-").isdigit()):
+            raise ValueError
+        if target is str and not isinstance(value, str | int | float):
+            raise ValueError
+        return target(value)
+    except (TypeError, ValueError):
+        names = {Size: "a size such as 224 or 224x160", Pair: "two numbers such as 0.2,0.8", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise BadRequest(f"{origin}: {key} must be {names[target]}, not {value!r}") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, as every other refusal here."""
+
+    def error(self, message: str):
+        raise BadRequest(f"command line: {message}")
+
+
+def _first_look(argv: list[str]) -> argparse.Namespace:
+    """What decides which flags exist at all: the recipe, the model, the base model."""
+    look = _Parser(add_help=False, allow_abbrev=False)
+    for names in (("-c", "--config"), ("--model",), ("--basemodel",), ("--data_path",)):
+        look.add_argument(*names)
+    look.add_argument("-o", "--override", action="append", default=[])
+    look.add_argument("--dry_run", action="store_true")
+    return look.parse_known_args(argv)[0]
+
+
+def _recipe(task: str, first: argparse.Namespace, overrides: dict) -> tuple[dict, str, list[str]]:
+    """The recipe's flat keys, what to call it in errors, and notes. Without any request: the demo recipe of the task."""
+    name = first.config
+    if name is None:
+        if first.model or first.data_path or {"model", "data_path"} & set(overrides):
+            return {}, "recipe", []
+        name = f"mae/demo_{task}"
+    path = Path(name) if Path(name).exists() else RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.exists():
+        known = sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml"))
+        raise BadRequest(f"no recipe {name}: neither a file nor one of {', '.join(known)}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadRequest(f"{path} is not a recipe: it must hold one 'key: value' a line")
+    return content, str(path), []
+
+
+def _overrides(items: list[str]) -> dict[str, Any]:
+    """-o key=value, values read as YAML."""
+    for item in items:
+        if "=" not in item:
+            raise BadRequest(f"-o takes key=value, not {item!r}")
+    return {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in items)}
+
+
+def _fields(method) -> dict[str, dataclasses.Field]:
+    """Every key a method takes, by name."""
+    return {f.name: f for kind in (Data, Train, Run, method.Options) for f in dataclasses.fields(kind)}
+
+
+def _parser(task: str, method, fields: Mapping[str, dataclasses.Field]) -> argparse.ArgumentParser:
+    """The command line of one method: every flag, none with a default, so that only what was given is seen."""
+    parser = _Parser(prog=f"main_{task}.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                     description=f"{method.title}. Keys of a recipe and flags have the same names; flags win.")
+    parser.add_argument("-c", "--config", help="recipe: a YAML file or a name such as mae/demo_pretrain")
+    parser.add_argument("-o", "--override", action="append", metavar="KEY=VALUE", help="set one key, as a recipe would")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, build everything, train nothing")
+    parser.add_argument("--model", help="name of a registered model")
+    for name, f in fields.items():
+        default = method.defaults.get(name, f.default)
+        names = [f"--{n}" for n in (name, f.metadata.get("alias")) if n]
+        text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+        if f.type is bool:
+            parser.add_argument(*names, dest=name, action="store_true", help=text)
+            parser.add_argument(*[f"--{n}" for n in (f"no_{name}", f.metadata.get("negative")) if n], dest=name, action="store_false",
+                                help=argparse.SUPPRESS)
+        else:
+            parser.add_argument(*names, dest=name, metavar=name.upper(), help=text)
+    for name, (takes_value, note) in ACCEPTED.items():
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **({} if takes_value else {"action": "store_true"}))
+    return parser
+
+
+def _refuse_unknown(argv: list[str], fields, task: str, method) -> None:
+    """BadRequest for the first flag that does not exist, naming the nearest."""
+    extra = {"config", "c", "override", "o", "dry_run", "model", "help", "h"}
+    aliases = {f.metadata[k] for f in fields.values() for k in ("alias", "negative") if k in f.metadata}
+    for flag in (a.split("=")[0] for a in argv if a.startswith("--")):
+        name = flag[2:]
+        positive = name.removeprefix("no_")
+        if not {name, positive} & (set(fields) | set(ACCEPTED) | aliases | extra):
+            raise BadRequest(f"unknown flag {flag}: {_nearest(name, fields, task, method)}")
+
+
+def _checked(values: Mapping[str, Any], fields, origin: str, task: str, method) -> dict[str, Any]:
+    """Recipe values with their types checked. The keys task, method and model are the recipe's own."""
+    aliases = {f.metadata["alias"]: name for name, f in fields.items() if "alias" in f.metadata}
+    negatives = {f.metadata["negative"]: name for name, f in fields.items() if "negative" in f.metadata}
+    out = {}
+    for key, value in values.items():
+        if key in ("task", "method", "model"):
+            continue
+        name = aliases.get(key, key)
+        if key in negatives:
+            name, value = negatives[key], not coerce(value, bool, key, origin)
+        if name not in fields:
+            raise BadRequest(f"{origin}: unknown key {key!r}: {_nearest(str(key), fields, task, method)}")
+        out[name] = coerce(value, fields[name].type, name, origin)
+    return out
+
+
+def _nearest(name: str, fields, task: str, method) -> str:
+    """The hint behind an unknown key: another method's key, else the nearest of this one's."""
+    from ppssl import methods
+
+    for other in methods.of_task(task):
+        if name in {f.name for f in dataclasses.fields(other.Options)}:
+            return f"it belongs to {other.title}, not to {method.title}"
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "--help lists all"

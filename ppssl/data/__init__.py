@@ -1,0 +1,1 @@
+"""Images: index, decoding, transforms and batch-level augmentation."""

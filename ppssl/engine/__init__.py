@@ -1,0 +1,1 @@
+"""What surrounds a method: the loop, evaluation, checkpoints, precision, distribution, logging."""

@@ -1,0 +1,161 @@
+"""One request from start to end: build, resume, train, log, evaluate, save."""
+import signal
+from pathlib import Path
+
+import paddle
+
+from convert.formats import Refused
+from ppssl import methods
+from ppssl.config import Config
+from ppssl.data.demo import demo_folder
+from ppssl.data.images import ImageFolder
+from ppssl.data.loader import Loader, Samples
+from ppssl.data.resize import warm
+from ppssl.data.sampler import EvalSampler, TrainSampler
+from ppssl import dist
+from ppssl.engine import checkpoint
+from ppssl.engine.evaluate import evaluate
+from ppssl.engine.folder import claim
+from ppssl.engine.log import Log
+from ppssl.engine.loop import Plan, Progress, train
+from ppssl.engine.precision import LossScale, autocast_dtype
+from ppssl.engine.report import Reporter
+from ppssl.errors import BadRequest, TrainingFailed
+
+MAX_BAD_STEPS = 20                                        # non-finite steps in a row before a run stops
+
+
+def image_folder(data_path: str, split: str) -> ImageFolder:
+    """The images of data_path/split, or of the demo set. Raises BadRequest where there are none."""
+    root = demo_folder() if data_path == "demo" else Path(data_path)
+    try:
+        return ImageFolder(root / split)
+    except (OSError, ValueError) as error:
+        raise BadRequest(str(error)) from None
+
+
+class Training:
+    """A run of the loop and everything around it. The constructor raises BadRequest, `run` TrainingFailed."""
+
+    def __init__(self, config: Config):
+        self.config, self.stopping = config, False
+        dist.start(config.run.device)
+        self.folder = Path(config.run.output_dir) if config.run.output_dir else None
+        self.lock = claim(self.folder, config) if self.folder and dist.is_main() else None
+        dist.barrier()
+        paddle.seed(config.run.seed)
+        self.method = methods.get(config.task, config.method)(config, world=dist.world())
+        self.loader, self.val_loader = self._train_loader(), self._val_loader()
+        self.optimizer = self.method.build_optimizer()
+        amp = autocast_dtype(config.run.amp)
+        self.scaler = LossScale() if amp == "float16" else None
+        self.plan = Plan(config.train.epochs, config.train.accum_iter, config.train.clip_grad, amp, config.run.seed)
+        self.progress = self._resume()
+        self.log = Log(self.folder, Path(config.run.log_dir) if config.run.log_dir else self.folder)
+        self.reporter = Reporter(self.log, self.loader, self.plan, self.progress, config.train.batch_size)
+
+    def _train_loader(self) -> Loader:
+        config, data = self.config, image_folder(self.config.data.data_path, "train")
+        sampler = TrainSampler(len(data), config.train.batch_size, dist.rank(), dist.world(), config.run.seed)
+        if len(sampler) < config.train.accum_iter:
+            need = config.train.batch_size * dist.world() * config.train.accum_iter
+            raise BadRequest(f"{len(data)} images do not fill one effective batch of {need}: lower --batch_size or --accum_iter")
+        warm()
+        return Loader(Samples(data, self.method.sample, config.run.seed), sampler, config.data.num_workers)
+
+    def _val_loader(self) -> Loader | None:
+        if not self.method.evaluated():
+            return None
+        data = image_folder(self.config.data.data_path, "val")
+        sampler = EvalSampler(len(data), self.config.train.batch_size, dist.rank(), dist.world())
+        return Loader(Samples(data, self.method.eval_sample, replace=False), sampler, self.config.data.num_workers)
+
+    def _resume(self) -> Progress:
+        """Where to start: a fresh run, or the checkpoint that --resume names."""
+        run, path, snap = self.config.run, None, None
+        if run.resume == "auto" and self.folder:
+            path, snap = next(checkpoint.newest(self.folder), (None, None))
+        elif run.resume:
+            path, snap = run.resume, checkpoint.read(Path(run.resume))
+        if snap is None:
+            return Progress(epoch=run.start_epoch)
+        checkpoint.check_same_run(snap, self.config, dist.world())
+        progress = checkpoint.restore(snap, self.method, self.optimizer)
+        self.scaler = snap.scaler if self.scaler and snap.scaler else self.scaler
+        print(f"resumed from {path}: {progress.epoch} epochs and {progress.batch} batches done, step {progress.step}", flush=True)
+        return progress
+
+    def run(self) -> None:
+        """Train to the end. Raises TrainingFailed, or SystemExit(143) after a SIGTERM once the state is saved."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        args, ranks = self.config.train, dist.world()
+        self.log.say(f"{self.method.title}: {self.config.model}, {len(self.loader.samples)} images, {len(self.loader)} batches an "
+                     f"epoch, effective batch {args.batch_size * args.accum_iter * ranks}, peak lr {self.method.peak_lr:.3e}")
+        try:
+            self._train()
+        except (Refused, TrainingFailed) as error:
+            raise TrainingFailed(f"{error} (last good checkpoint: {self._last_checkpoint()})") from None
+        finally:
+            self.log.close()
+
+    def _train(self) -> None:
+        run, progress = self.config.run, self.progress
+        for micro in train(self.method, self.optimizer, self.loader, self.plan, progress, self.scaler, lambda: self.stopping):
+            self.reporter.add(micro)
+            step = micro.step
+            if step and (progress.step % run.print_freq == 0 or micro.ends_epoch):
+                self.reporter.interval(step)
+                self.loader.check_images(self.config.data.max_bad_images)
+            if progress.bad_steps >= MAX_BAD_STEPS:
+                raise TrainingFailed(f"loss or gradient not finite for {MAX_BAD_STEPS} steps in a row: lower the learning rate or "
+                                     "use --amp none")
+            done = step is not None and (step.stop or progress.step == self.config.train.max_train_step)
+            if micro.ends_epoch:
+                self._end_epoch()
+            elif done or step and run.save_steps and progress.step % run.save_steps == 0:
+                self._save()
+            if done:
+                return self._leave(step)
+
+    def _leave(self, step) -> None:
+        if step.stop:
+            self.log.say("stopped on request: continue with --resume auto")
+            raise SystemExit(143)
+
+    def _on_sigterm(self, *_) -> None:
+        """The first signal ends the run at the next step edge, a second one at once."""
+        if self.stopping:
+            raise SystemExit(143)
+        self.stopping = True
+
+    def _end_epoch(self) -> None:
+        results = self.evaluate() if self.val_loader else {}
+        improved = results.get("acc1", 0.0) > self.progress.best
+        self.progress.best = max(self.progress.best, results.get("acc1", 0.0))
+        self.reporter.flush()
+        self.reporter.epoch(results)
+        self._save(best=improved)
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracies of every classifier the method evaluates."""
+        results = {}
+        for prefix, model in self.method.evaluated().items():
+            found = evaluate(model, self.val_loader, self.method.images, self.plan.amp)
+            results |= {prefix + name: value for name, value in found.items()}
+        self.val_loader.check_images(self.config.data.max_bad_images)
+        return results
+
+    def _save(self, best: bool = False) -> None:
+        """Write a checkpoint on rank 0 while the others wait."""
+        self.reporter.flush()
+        if self.folder and dist.is_main():
+            path = checkpoint.path_of(self.folder, self.progress, len(self.loader))
+            checkpoint.save(path, self.method, self.optimizer, self.progress, self.scaler, dist.world())
+            if best:
+                checkpoint.keep_as_best(path)
+            checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.save_freq)
+        dist.barrier()
+
+    def _last_checkpoint(self) -> str:
+        paths = checkpoint.found(self.folder) if self.folder else []
+        return str(paths[-1]) if paths else "none"

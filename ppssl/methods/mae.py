@@ -1,0 +1,39 @@
+"""Pretraining by masked reconstruction: MAE, and with the same behaviour ConvMAE and FastConvMAE."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppssl.config import Config, option
+from ppssl.data.transforms import PretrainTransform
+from ppssl.methods.base import Pretraining
+from ppssl.models import registry
+from ppssl.optim.schedules import Clock
+
+
+@dataclass(frozen=True)
+class Options:
+    """Keys of masked reconstruction."""
+    mask_ratio: float = option(0.75, "share of patches that are removed")
+    norm_pix_loss: bool = option(False, "predict each patch's pixels normalised by its own mean and variance")
+
+
+class MAE(Pretraining):
+    """Loss: squared error of the removed patches' pixels. Source: facebookresearch/mae `engine_pretrain.py`."""
+
+    name, title, families, Options = "mae", "MAE pretraining", ("mae", "convmae", "fastconvmae"), Options
+
+    def __init__(self, config: Config, model=None, world: int = 1):
+        super().__init__(config, model, world)
+        self.transform = PretrainTransform(config.data.input_size)
+
+    def build_model(self):
+        return registry.create("pretrain", self.config.model, img_size=self.config.data.input_size,
+                               norm_pix_loss=self.options.norm_pix_loss)
+
+    def sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """image [H, W, 3] uint8 -> the augmented crop and the noise [N] that orders its patches."""
+        return {"image": self.transform(image, rng), "noise": rng.random(self.model.num_patches, np.float32)}
+
+    def loss(self, forward, batch: dict, clock: Clock):
+        loss, _, _ = forward(self.images(batch), batch["noise"], self.options.mask_ratio)
+        return loss, {"loss": loss}

@@ -1,0 +1,1 @@
+"""Architectures only: official parameter names, explicit randomness."""

@@ -1,0 +1,53 @@
+"""AdamW (Loshchilov & Hutter, arXiv 1711.05101): Paddle's own, with state by structured parameter name."""
+from collections.abc import Mapping
+
+import numpy as np
+import paddle
+
+from ppssl.optim.groups import Group
+
+SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+
+
+class AdamW:
+    """paddle.optimizer.AdamW over groups. Its arithmetic equals PyTorch's to float32 rounding."""
+
+    def __init__(self, groups: list[Group], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.groups, self.betas, self.steps = groups, betas, 0
+        self._inner = paddle.optimizer.AdamW(
+            learning_rate=0.0, beta1=betas[0], beta2=betas[1], epsilon=eps, weight_decay=0.0,
+            parameters=[{"params": g.tensors, "learning_rate": g.lr_scale, "weight_decay": g.weight_decay} for g in groups])
+        self._names = {p.name: name for g in groups for name, p in g.params}
+
+    def step(self, lr: float, weight_decay: float | None = None) -> None:
+        """One update at rate lr * group scale. `weight_decay`, where given, replaces that of every decayed group."""
+        self._inner.set_lr(lr)
+        if weight_decay is not None:
+            for own, group in zip(self._inner._param_groups, self.groups):
+                own["weight_decay"] = weight_decay if group.weight_decay > 0 else 0.0
+        self._inner.step()
+        self.steps += 1
+
+    def clear_grad(self) -> None:
+        self._inner.clear_grad(set_to_zero=False)
+
+    def state(self) -> dict[str, paddle.Tensor]:
+        """{slot.parameter name: tensor}; the beta powers [1] hold beta ** (steps + 1). Empty before the first step."""
+        found = {}
+        for key, value in self._inner.state_dict().items():
+            slot = next((s for s in SLOTS if key.endswith(f"_{s}_0")), None)
+            if slot:
+                found[f"{slot}.{self._names[key.removesuffix(f'_{slot}_0')]}"] = value
+        return found
+
+    def load(self, state: Mapping[str, np.ndarray], steps: int) -> None:
+        """Continue from `state` after `steps` updates. Raises ValueError where it is not that of this optimizer's parameters."""
+        tensor_names = {name: tensor for tensor, name in self._names.items()}
+        unknown = {key for key in state if key.split(".", 1)[1] not in tensor_names}
+        missing = {name for name in tensor_names if state and f"moment1.{name}" not in state}
+        if unknown or missing:
+            raise ValueError(f"the optimizer state does not fit the model: {sorted(unknown | missing)[0]} has no partner")
+        own = {f"{tensor_names[name]}_{slot}_0": paddle.to_tensor(np.array(value))
+               for (slot, name), value in ((key.split(".", 1), value) for key, value in state.items())}
+        self._inner.set_state_dict(own)
+        self.steps = steps

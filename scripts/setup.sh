@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Creates the environment .venv in the repository root, or takes the one that is there. Prints what it does.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "setup: $*" >&2; exit 1; }
+
+NEEDED_MB=6000                                            # wheels, their unpacked files and pip's cache
+PYTHON=${PYTHON:-python3}
+
+stamp=.venv/requirements.sha256
+wanted=$(sha256sum requirements.txt | cut -d' ' -f1)
+if [ -x .venv/bin/python ] && [ "$(cat $stamp 2>/dev/null || true)" = "$wanted" ]; then
+    echo "setup: taking the existing environment .venv"
+    exit 0
+fi
+
+command -v "$PYTHON" >/dev/null || fail "no $PYTHON found: install Python 3.11 (Debian: apt-get install python3 python3-venv), or set PYTHON"
+"$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+    fail "$("$PYTHON" --version) is not supported: Paddle's wheels need Python 3.10 to 3.13 (tested: 3.11); set PYTHON"
+"$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "this Python has no venv module: install it (Debian: apt-get install python3-venv)"
+
+if [ ! -x .venv/bin/python ]; then
+    free=$(df -Pm . | awk 'NR == 2 { print $4 }')
+    [ "$free" -ge $NEEDED_MB ] || fail "$free MB free here and about $NEEDED_MB MB needed: free some space"
+    echo "setup: creating .venv with $("$PYTHON" --version)"
+    "$PYTHON" -m venv .venv
+fi
+echo "setup: installing requirements.txt into .venv (a few minutes on the first run)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+    fail "pip could not install requirements.txt: see its message above (network, or a full disk)"
+echo "$wanted" > $stamp
+echo "setup: done"
