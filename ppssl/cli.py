@@ -17,6 +17,10 @@ def main(task: str, argv: list[str] | None = None) -> int:
             from ppssl.engine.dry_run import describe
 
             describe(config)
+        elif getattr(config.options, "eval", False):
+            from ppssl.engine.run import evaluate_only
+
+            evaluate_only(config)
         else:
             from ppssl.engine.run import Training
 
@@ -26,8 +30,18 @@ def main(task: str, argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except TrainingFailed as error:
         return _fail(error, 1)
+    except (RuntimeError, OSError, SystemError) as error:
+        if not lost_contact(error):
+            raise
+        return _fail(f"lost contact with another rank, see its workerlog for the reason: {str(error).strip().splitlines()[-1]}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted: continue with --resume auto", 130)
+
+
+def lost_contact(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    said = str(error).lower()
+    return os.environ.get("PADDLE_TRAINER_ID") is not None and any(word in said for word in ("gloo", "nccl", "connection", "timed out"))
 
 
 def _fail(error, code: int) -> int:

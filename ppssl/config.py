@@ -84,7 +84,7 @@ class Run:
     amp: str = option("auto", "autocast on GPU: bf16, fp16, none; auto takes bf16 where the GPU has it (no effect on CPU)")
     recompute: bool = option(False, "store less for the backward pass and compute it again there")
     print_freq: int = option(20, "optimizer steps between log lines")
-    save_freq: int = option(20, "every so many epochs a checkpoint is kept for good")
+    save_freq: int = option(20, "every so many epochs a checkpoint is kept for good", alias="save_ckpt_freq")
     keep_last: int = option(2, "number of newest checkpoints kept beside those")
     save_steps: int | None = option(None, "also save every so many optimizer steps")
 
@@ -137,7 +137,7 @@ def parse(task: str, argv: list[str]) -> Config:
     fields = _fields(method)
     _refuse_unknown(argv, fields, task, method)
     flags = vars(_parser(task, method, fields).parse_args(argv))
-    notes += [f"--{name} has no effect: {note}" for name, (_, note) in ACCEPTED.items() if name in flags]
+    notes += [f"--{name} has no effect: {note}" for name, (_, note) in _accepted(method).items() if name in flags]
     flags = {k: v for k, v in flags.items() if k in fields}
     sources = ((origin, recipe), ("-o", overrides), ("command line", flags))
     values = {k: v for name, given in sources for k, v in _checked(given, fields, name, task, method).items()}
@@ -152,14 +152,14 @@ def build(task: str, method, model: str, values: Mapping[str, Any], dry_run: boo
     return Config(task, method.name, model, section(Data), section(Train), section(Run), section(method.Options), dry_run, notes)
 
 
-def restore(flat: Mapping[str, Any]) -> Config:
-    """The Config that `flat()` was taken from."""
+def restore(flat: Mapping[str, Any], **changes) -> Config:
+    """The Config that `flat()` was taken from, with changes to its keys; as a dry run, so that no other file is needed."""
     from ppssl import methods
 
     method = methods.get(flat["task"], flat["method"])
     fields = _fields(method)
-    values = {k: coerce(v, fields[k].type, k, "stored config") for k, v in flat.items() if k in fields}
-    return build(flat["task"], method, flat["model"], values)
+    values = {k: coerce(v, fields[k].type, k, "stored config") for k, v in (flat | changes).items() if k in fields}
+    return build(flat["task"], method, flat["model"], values, dry_run=True)
 
 
 def coerce(value, kind, key: str, origin: str):
@@ -215,6 +215,11 @@ def _recipe(task: str, first: argparse.Namespace, overrides: dict) -> tuple[dict
         raise BadRequest(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadRequest(f"{path} is not a recipe: it must hold one 'key: value' a line")
+    if isinstance(content.get("model"), dict):
+        from ppssl.byol_recipe import translate
+
+        flat, notes = translate(content)
+        return flat, str(path), notes
     return content, str(path), []
 
 
@@ -229,6 +234,11 @@ def _overrides(items: list[str]) -> dict[str, Any]:
 def _fields(method) -> dict[str, dataclasses.Field]:
     """Every key a method takes, by name."""
     return {f.name: f for kind in (Data, Train, Run, method.Options) for f in dataclasses.fields(kind)}
+
+
+def _accepted(method) -> dict[str, tuple[bool, str]]:
+    """The official flags that are accepted with a note: of all methods and of this one."""
+    return ACCEPTED | method.accepted
 
 
 def _parser(task: str, method, fields: Mapping[str, dataclasses.Field]) -> argparse.ArgumentParser:
@@ -249,7 +259,7 @@ def _parser(task: str, method, fields: Mapping[str, dataclasses.Field]) -> argpa
                                 help=argparse.SUPPRESS)
         else:
             parser.add_argument(*names, dest=name, metavar=name.upper(), help=text)
-    for name, (takes_value, note) in ACCEPTED.items():
+    for name, (takes_value, note) in _accepted(method).items():
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **({} if takes_value else {"action": "store_true"}))
     return parser
 
@@ -261,7 +271,7 @@ def _refuse_unknown(argv: list[str], fields, task: str, method) -> None:
     for flag in (a.split("=")[0] for a in argv if a.startswith("--")):
         name = flag[2:]
         positive = name.removeprefix("no_")
-        if not {name, positive} & (set(fields) | set(ACCEPTED) | aliases | extra):
+        if not {name, positive} & (set(fields) | set(_accepted(method)) | aliases | extra):
             raise BadRequest(f"unknown flag {flag}: {_nearest(name, fields, task, method)}")
 
 

@@ -5,6 +5,7 @@ With one rank everything here is a no-op and no launcher is needed.
 import contextlib
 import itertools
 import os
+import signal
 import time
 
 import paddle
@@ -35,8 +36,39 @@ def start(device: str | None) -> str:
     elif world() == 1:
         paddle.set_device("gpu")
     if world() > 1:
-        dist.init_parallel_env()
+        with deadline(float(os.environ.get("PPSSL_INIT_TIMEOUT", 600)), missing_ranks()):
+            dist.init_parallel_env()
     return paddle.get_device()
+
+
+def missing_ranks() -> str:
+    """What to say when the ranks do not find each other."""
+    return (f"error (rank {rank()}): the other ranks did not appear at {os.environ.get('PADDLE_MASTER')} (endpoints "
+            f"{os.environ.get('PADDLE_TRAINER_ENDPOINTS')}): see workerlog.* of every node in {os.environ.get('PADDLE_LOG_DIR', 'the log folder')}; "
+            "on hosts with several network interfaces set NCCL_SOCKET_IFNAME (GPU) or GLOO_SOCKET_IFNAME (CPU)")
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, message: str):
+    """End this process with a message unless the block ends in time.
+
+    Joining the ranks waits in C++ and holds the interpreter's lock, so neither a thread nor a signal handler of this
+    process would run: a child process watches instead.
+    """
+    process, watch = os.getpid(), os.fork()
+    if watch == 0:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and os.getppid() == process:
+            time.sleep(0.1)
+        if os.getppid() == process:
+            os.write(2, f"{message} (waited {seconds:.0f} s)\n".encode())
+            os.kill(process, signal.SIGKILL)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(watch, signal.SIGKILL)
+        os.waitpid(watch, 0)
 
 
 def barrier(timeout: float = 3600.0) -> None:
@@ -62,6 +94,19 @@ def sum_over_ranks(tensor):
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def gather_rows(tensor):
+    """Rows [n, ...] of all ranks, one rank's after another's; the numbers of rows may differ."""
+    if world() == 1:
+        return tensor
+    counts: list = []
+    dist.all_gather(counts, paddle.to_tensor([tensor.shape[0]]))
+    counts = [c.item() for c in counts]
+    padding = paddle.zeros([max(counts) - tensor.shape[0], *tensor.shape[1:]], tensor.dtype)
+    parts: list = []
+    dist.all_gather(parts, paddle.concat([tensor, padding]))
+    return paddle.concat([part[:n] for part, n in zip(parts, counts)])
 
 
 def any_rank(bad, stop: bool) -> tuple:

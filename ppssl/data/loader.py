@@ -63,15 +63,16 @@ def collate(items: list) -> dict[str, np.ndarray]:
 class Loader:
     """Batches of device tensors, epoch by epoch. `waited`: seconds the consumer has waited for them so far.
 
-    num_workers 0 loads in this process. Raises TrainingFailed where a worker raised or died.
+    num_workers 0 loads in this process; keep_workers lets them live from epoch to epoch. Raises TrainingFailed where a
+    worker raised or died.
     """
 
-    def __init__(self, samples: Samples, sampler, num_workers: int):
+    def __init__(self, samples: Samples, sampler, num_workers: int, keep_workers: bool = True):
         self.samples, self.sampler, self.waited = samples, sampler, 0.0
         self._reported, self._known = [], set()
         self._inner = paddle.io.DataLoader(
             samples, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, return_list=True,
-            worker_init_fn=_prepare_worker, persistent_workers=num_workers > 0,
+            worker_init_fn=_prepare_worker, persistent_workers=keep_workers and num_workers > 0,
             use_shared_memory=num_workers > 0 and shared_memory_suffices(samples, sampler.batch_size, num_workers))
 
     def __len__(self) -> int:
@@ -136,7 +137,6 @@ def shared_memory_suffices(samples: Samples, batch_size: int, num_workers: int) 
 
 
 def _prepare_worker(_worker: int) -> None:
-    """One thread per worker; and termination ends it, whatever the training process does with the signal."""
+    """One thread per worker, which leaves the keyboard to the training process."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,9 +14,10 @@ class Reporter:
         self.log, self.loader, self.plan, self.progress = log, loader, plan, progress
         self.images_per_micro = batch_size * dist.world()
         self.meter, self.epoch_start, self.lr = Meter(), time.perf_counter(), 0.0
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Start the clock of an interval."""
         self.start, self.waited = time.perf_counter(), self.loader.waited
 
     def add(self, micro: Micro) -> None:
@@ -38,7 +39,7 @@ class Reporter:
         self.log.say(self._line(step, means, seconds / micros, waited / micros))
         curves = {f"train/{name}": value for name, value in means.items()}
         self.log.curves(self._thousandths(), curves | {"train/lr": step.lr, "train/grad_norm": step.grad_norm})
-        self._restart()
+        self.restart()
 
     def _line(self, step: Step, means: dict[str, float], cost: float, waited: float) -> str:
         """The greppable line, in the form PaddleClas users know; cost and waited in seconds a micro-batch."""
@@ -63,7 +64,7 @@ class Reporter:
         self.log.record({"epoch": self.progress.epoch, "train_lr": self.lr, **means, **tested, "images_per_s": images / seconds,
                          "seconds": seconds})
         self.epoch_start = time.perf_counter()
-        self._restart()
+        self.restart()
 
     def _thousandths(self) -> int:
         return int(1000 * (self.progress.epoch + self.progress.batch / len(self.loader)))

@@ -1,10 +1,13 @@
 """One request from start to end: build, resume, train, log, evaluate, save."""
+import dataclasses
+import math
 import signal
 from pathlib import Path
 
 import paddle
 
 from convert.formats import Refused
+from convert.weights import read_weights
 from ppssl import methods
 from ppssl.config import Config
 from ppssl.data.demo import demo_folder
@@ -15,11 +18,13 @@ from ppssl.data.sampler import EvalSampler, TrainSampler
 from ppssl import dist
 from ppssl.engine import checkpoint
 from ppssl.engine.evaluate import evaluate
+from ppssl.engine.features import extract
 from ppssl.engine.folder import claim
 from ppssl.engine.log import Log
 from ppssl.engine.loop import Plan, Progress, train
 from ppssl.engine.precision import LossScale, autocast_dtype
 from ppssl.engine.report import Reporter
+from ppssl.engine.weights import assign_all
 from ppssl.errors import BadRequest, TrainingFailed
 
 MAX_BAD_STEPS = 20                                        # non-finite steps in a row before a run stops
@@ -34,6 +39,51 @@ def image_folder(data_path: str, split: str) -> ImageFolder:
         raise BadRequest(str(error)) from None
 
 
+def with_classes(config: Config, found: int) -> Config:
+    """nb_classes filled in from the class folders where it was not given. Raises BadRequest where it is too small."""
+    given = getattr(config.options, "nb_classes", found)
+    if given is not None and given < found and hasattr(config.options, "nb_classes"):
+        raise BadRequest(f"--nb_classes {given} and {found} class folders in {config.data.data_path}/train: use {found}")
+    if given is None:
+        return dataclasses.replace(config, options=dataclasses.replace(config.options, nb_classes=found))
+    return config
+
+
+def eval_loader(config: Config, method, split: str) -> Loader:
+    """Every image of a split once, as the method evaluates it."""
+    data = image_folder(config.data.data_path, split)
+    sampler = EvalSampler(len(data), config.train.batch_size, dist.rank(), dist.world())
+    return Loader(Samples(data, method.eval_sample, replace=False), sampler, config.data.num_workers, keep_workers=False)
+
+
+def evaluate_all(config: Config, method, loader: Loader, amp: str | None) -> dict[str, float]:
+    """Accuracies of every classifier the method evaluates."""
+    results = {}
+    for prefix, model in method.evaluated().items():
+        results |= {prefix + name: value for name, value in evaluate(model, loader, method.images, amp).items()}
+    loader.check_images(config.data.max_bad_images)
+    return results
+
+
+def evaluate_only(config: Config) -> dict[str, float]:
+    """--eval: load the weights of --resume (every tensor) or --finetune, and evaluate on val/."""
+    if not config.run.resume and not config.options.finetune:
+        raise BadRequest("--eval needs the weights: give --resume CKPT (or --finetune CKPT)")
+    dist.start(config.run.device)
+    config = with_classes(config, len(image_folder(config.data.data_path, "val").classes))
+    method = methods.get(config.task, config.method)(config, world=dist.world())
+    if config.run.resume:
+        try:
+            assign_all(method.model, read_weights(config.run.resume, method.model))
+        except ValueError as error:
+            raise BadRequest(f"{config.run.resume} is not a checkpoint of {config.model}: {error}") from None
+    warm()
+    results = evaluate_all(config, method, eval_loader(config, method, "val"), autocast_dtype(config.run.amp))
+    if dist.is_main():
+        print("[Eval] " + ", ".join(f"{name}: {value:.3f}" for name, value in results.items()), flush=True)
+    return results
+
+
 class Training:
     """A run of the loop and everything around it. The constructor raises BadRequest, `run` TrainingFailed."""
 
@@ -44,8 +94,11 @@ class Training:
         self.lock = claim(self.folder, config) if self.folder and dist.is_main() else None
         dist.barrier()
         paddle.seed(config.run.seed)
+        train_data = image_folder(config.data.data_path, "train")
+        self.config = config = with_classes(config, len(train_data.classes))
         self.method = methods.get(config.task, config.method)(config, world=dist.world())
-        self.loader, self.val_loader = self._train_loader(), self._val_loader()
+        self.loader = self._train_loader(train_data)
+        self.val_loader = eval_loader(config, self.method, "val") if self.method.evaluated() else None
         self.optimizer = self.method.build_optimizer()
         amp = autocast_dtype(config.run.amp)
         self.scaler = LossScale() if amp == "float16" else None
@@ -54,21 +107,14 @@ class Training:
         self.log = Log(self.folder, Path(config.run.log_dir) if config.run.log_dir else self.folder)
         self.reporter = Reporter(self.log, self.loader, self.plan, self.progress, config.train.batch_size)
 
-    def _train_loader(self) -> Loader:
-        config, data = self.config, image_folder(self.config.data.data_path, "train")
+    def _train_loader(self, data: ImageFolder) -> Loader:
+        config = self.config
         sampler = TrainSampler(len(data), config.train.batch_size, dist.rank(), dist.world(), config.run.seed)
         if len(sampler) < config.train.accum_iter:
             need = config.train.batch_size * dist.world() * config.train.accum_iter
             raise BadRequest(f"{len(data)} images do not fill one effective batch of {need}: lower --batch_size or --accum_iter")
         warm()
         return Loader(Samples(data, self.method.sample, config.run.seed), sampler, config.data.num_workers)
-
-    def _val_loader(self) -> Loader | None:
-        if not self.method.evaluated():
-            return None
-        data = image_folder(self.config.data.data_path, "val")
-        sampler = EvalSampler(len(data), self.config.train.batch_size, dist.rank(), dist.world())
-        return Loader(Samples(data, self.method.eval_sample, replace=False), sampler, self.config.data.num_workers)
 
     def _resume(self) -> Progress:
         """Where to start: a fresh run, or the checkpoint that --resume names."""
@@ -91,12 +137,19 @@ class Training:
         args, ranks = self.config.train, dist.world()
         self.log.say(f"{self.method.title}: {self.config.model}, {len(self.loader.samples)} images, {len(self.loader)} batches an "
                      f"epoch, effective batch {args.batch_size * args.accum_iter * ranks}, peak lr {self.method.peak_lr:.3e}")
+        figures = self.method.before_training(self._extract)
+        if figures:
+            self.log.say(", ".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+            self.log.record(figures)
+        self.reporter.restart()
         try:
             self._train()
         except (Refused, TrainingFailed) as error:
             raise TrainingFailed(f"{error} (last good checkpoint: {self._last_checkpoint()})") from None
         finally:
             self.log.close()
+            if self.lock:
+                self.lock.close()
 
     def _train(self) -> None:
         run, progress = self.config.run, self.progress
@@ -109,7 +162,7 @@ class Training:
             if progress.bad_steps >= MAX_BAD_STEPS:
                 raise TrainingFailed(f"loss or gradient not finite for {MAX_BAD_STEPS} steps in a row: lower the learning rate or "
                                      "use --amp none")
-            done = step is not None and (step.stop or progress.step == self.config.train.max_train_step)
+            done = step is not None and (step.stop or progress.step >= (self.config.train.max_train_step or math.inf))
             if micro.ends_epoch:
                 self._end_epoch()
             elif done or step and run.save_steps and progress.step % run.save_steps == 0:
@@ -122,6 +175,11 @@ class Training:
             self.log.say("stopped on request: continue with --resume auto")
             raise SystemExit(143)
 
+    def _extract(self, split: str) -> tuple:
+        """Features and labels of a split, images as in evaluation, by the frozen encoder."""
+        self.method.model.eval()
+        return extract(self.method.model.forward_features, eval_loader(self.config, self.method, split), self.method.images)
+
     def _on_sigterm(self, *_) -> None:
         """The first signal ends the run at the next step edge, a second one at once."""
         if self.stopping:
@@ -129,21 +187,12 @@ class Training:
         self.stopping = True
 
     def _end_epoch(self) -> None:
-        results = self.evaluate() if self.val_loader else {}
+        results = evaluate_all(self.config, self.method, self.val_loader, self.plan.amp) if self.val_loader else {}
         improved = results.get("acc1", 0.0) > self.progress.best
         self.progress.best = max(self.progress.best, results.get("acc1", 0.0))
         self.reporter.flush()
         self.reporter.epoch(results)
         self._save(best=improved)
-
-    def evaluate(self) -> dict[str, float]:
-        """Accuracies of every classifier the method evaluates."""
-        results = {}
-        for prefix, model in self.method.evaluated().items():
-            found = evaluate(model, self.val_loader, self.method.images, self.plan.amp)
-            results |= {prefix + name: value for name, value in found.items()}
-        self.val_loader.check_images(self.config.data.max_bad_images)
-        return results
 
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint on rank 0 while the others wait."""

@@ -3,9 +3,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import paddle
 
 from ppssl.config import Config
 from ppssl.data.device import normalize
+from ppssl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ppssl.errors import BadRequest
 from ppssl.optim.adamw import AdamW
 from ppssl.optim.schedules import Clock, scale_lr, warmup_cosine
 
@@ -28,6 +31,8 @@ class Method:
     families: ClassVar[tuple[str, ...]]
     Options: ClassVar[type] = NoOptions
     defaults: ClassVar[dict[str, Any]] = {}
+    accepted: ClassVar[dict[str, tuple[bool, str]]] = {}   # official flags without effect here, as config.ACCEPTED
+    mean, std = IMAGENET_MEAN, IMAGENET_STD               # of the images, in 0..1
 
     def __init__(self, config: Config, model=None, world: int = 1):
         """model: trained instead of the one that the config names (tests and golden cases)."""
@@ -69,6 +74,10 @@ class Method:
     def after_step(self, clock: Clock) -> None:
         """What follows an optimizer step that was taken, for instance a teacher's update."""
 
+    def before_training(self, extract) -> dict[str, float]:
+        """Figures of the untrained state worth reporting; extract(split) -> (features [N, D], labels [N])."""
+        return {}
+
     def evaluated(self) -> dict[str, Any]:
         """The classifiers to evaluate after every epoch, by the prefix of their results' names; none while pretraining."""
         return {}
@@ -77,9 +86,25 @@ class Method:
         """The networks whose tensors a checkpoint holds, by section name."""
         return {"model": self.model}
 
+    def denormalize(self, images):
+        """Normalised images [B, 3, H, W] back to 0..1."""
+        mean, std = (paddle.to_tensor(v).reshape([1, 3, 1, 1]) for v in (self.mean, self.std))
+        return images * std + mean
+
+    def reconstruct(self, batch: dict):
+        """(pixels [B, 3, H, W] as the loss compares them, mask [B, N] with 1 removed, whether patches are normalised).
+
+        Raises BadRequest where the method predicts no pixels.
+        """
+        raise BadRequest(f"{self.title} predicts no pixels: there is no reconstruction to show")
+
+    def frozen(self) -> tuple:
+        """Networks that the loss uses and a checkpoint does not hold."""
+        return ()
+
     def images(self, batch: dict, key: str = "image"):
         """The batch's images, normalised: float32 [B, 3, H, W]."""
-        return normalize(batch[key]) if str(batch[key].dtype).endswith("uint8") else batch[key]
+        return normalize(batch[key], self.mean, self.std) if str(batch[key].dtype).endswith("uint8") else batch[key]
 
 
 class Pretraining(Method):

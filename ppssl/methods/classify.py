@@ -1,7 +1,9 @@
 """What finetuning and linear probing share: a classifier started from a pretrained encoder, and its evaluation."""
+import os
 from dataclasses import dataclass
 
 import numpy as np
+import paddle
 import paddle.nn.functional as F
 
 from convert.weights import read_weights
@@ -31,19 +33,27 @@ class Classification(Method):
     def __init__(self, config, model=None, world: int = 1):
         super().__init__(config, model, world)
         self.eval_transform = EvalTransform(config.data.input_size, self.options.crop_pct)
-        if self.options.finetune and not config.dry_run:
-            for line in load_encoder(self.model, self.options.finetune):
-                print(line, flush=True)
         if model is None:
-            self.prepare_head()
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Load the encoder and start the head. A dry run says that the file is missing and goes on."""
+        if self.options.finetune and self.config.dry_run and not os.path.exists(self.options.finetune):
+            print(f"note: there is no file {self.options.finetune} yet")
+        elif self.options.finetune:
+            for line in self.load(self.options.finetune):
+                print(line, flush=True)
+
+    def load(self, path: str) -> list[str]:
+        """Take the encoder from a file and start the head anew; returns what to tell the user."""
+        said = load_encoder(self.model, path)
+        if not self.options.eval:
+            init_linear(self.model.head, self.head_std)
+        return said
 
     @property
     def num_classes(self) -> int:
         return self.options.nb_classes or 1000
-
-    def prepare_head(self) -> None:
-        """Give the new head its small random weights."""
-        init_linear(self.model.head, self.head_std)
 
     def eval_sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"image": self.eval_transform(image), "label": np.int64(label)}
@@ -54,20 +64,21 @@ class Classification(Method):
 
 def init_linear(head, std: float) -> None:
     """Weights from a normal distribution, bias 0."""
-    import paddle
-
-    if hasattr(head, "weight"):
-        head.weight.set_value(paddle.normal(0.0, std, head.weight.shape))
-        head.bias.set_value(paddle.zeros(head.bias.shape))
+    head.weight.set_value(paddle.normal(0.0, std, head.weight.shape))
+    head.bias.set_value(paddle.zeros(head.bias.shape))
 
 
 def load_encoder(model, path: str) -> list[str]:
-    """Load a pretraining (or classifier) file into a classifier as the official scripts do; returns what to tell the user.
+    """`fit_encoder` with the weights of a file."""
+    return fit_encoder(model, read_weights(path, model), path)
+
+
+def fit_encoder(model, tensors: dict[str, np.ndarray], path: str) -> list[str]:
+    """Put a pretraining (or classifier) file's weights into a classifier as the official scripts do; returns what to tell the user.
 
     Dropped: a head of another number of classes, and what only pretraining needs (`model.pretraining_only`). Resized: the
     position table. Left at its start: `model.not_pretrained`. Anything else raises BadRequest with the fix.
     """
-    tensors = read_weights(path, model)
     said = [f"{path}: encoder loaded"]
     own = model.state_dict()
     for key in [k for k in tensors if k.startswith("head.") and (k not in own or list(tensors[k].shape) != own[k].shape)]:

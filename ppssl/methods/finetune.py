@@ -1,9 +1,12 @@
 """Finetuning: the whole classifier, layer-wise learning rates, strong augmentation."""
+import os
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from paddle import nn
 
+from convert.weights import read_weights
 from ppssl.config import Config, Pair, option
 from ppssl.data.erasing import draw_erasing_box, erase, erasing_noise
 from ppssl.data.mixup import MixupParams, apply_mixup, draw_mixup
@@ -22,6 +25,7 @@ from ppssl.optim.schedules import Clock
 class Options(ClassifyOptions):
     """Keys of finetuning, with MAE's official names."""
     global_pool: bool = option(True, "classify the mean patch token; --cls_token takes the cls token", negative="cls_token")
+    mlp_token: bool = option(False, "pass the cls token through an MLP, as TEC's pretraining did")
     drop_path: float = option(0.1, "rate of stochastic depth at the last block")
     layer_decay: float = option(0.75, "learning-rate factor from each layer to the one before it")
     aa: str = option("rand-m9-mstd0.5-inc1", "RandAugment policy; 'none' for none")
@@ -45,6 +49,7 @@ class Finetune(Classification):
     """AdamW with layer-wise learning-rate decay. Source: facebookresearch/mae `main_finetune.py`, `engine_finetune.py`."""
 
     name, title, task, Options = "finetune", "Finetuning", "finetune", Options
+    families = (*Classification.families, "tec")
     defaults = {"epochs": 50, "warmup_epochs": 5, "min_lr": 1e-6}
 
     def __init__(self, config: Config, model=None, world: int = 1):
@@ -59,9 +64,17 @@ class Finetune(Classification):
         self.average = WeightAverage(self.model) if o.model_ema else None
 
     def build_model(self):
-        o = self.options
-        return registry.create("classifier", self.config.model, img_size=self.config.data.input_size, num_classes=self.num_classes,
-                               drop_path_rate=o.drop_path, global_pool=o.global_pool)
+        o, name = self.options, self.config.model
+        if o.mlp_token and registry.find("classifier", name).family not in ("mae", "tec"):
+            raise BadRequest(f"--mlp_token is for TEC's models, such as vit_base_patch16, not for {name}: leave it out")
+        extra = {"mlp_token": True} if o.mlp_token else {}
+        return registry.create("classifier", name, img_size=self.config.data.input_size, num_classes=self.num_classes,
+                               drop_path_rate=o.drop_path, global_pool=o.global_pool, **extra)
+
+    def prepare(self) -> None:
+        if os.path.exists(self.options.finetune):
+            check_token_mlp(self.options.finetune, self.options.mlp_token)
+        super().prepare()
 
     def sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """image [H, W, 3] uint8 -> augmented image, label, boxes to erase [recount, 4], numbers deciding drop path [blocks, 2]."""
@@ -108,4 +121,15 @@ class Finetune(Classification):
 
 
 def decayed_scale(layer_decay: float, num_layers: int, layer: int) -> float:
-    return layer_decay ** (num_layers - layer)
+    """The learning-rate scale of a layer; negative layers count from the end, -1 being the last."""
+    return layer_decay ** (num_layers - layer % (num_layers + 1))
+
+
+def check_token_mlp(path: str, wanted: bool) -> None:
+    """Say what the official code keeps silent about: a TEC file whose token MLP is not used. Raises BadRequest where
+    --mlp_token asks for one that the file does not hold."""
+    held = any(key.startswith("cls_token_mlp.") for key in read_weights(path, nn.Layer()))
+    if held and not wanted:
+        print(f"warning: {path} holds a token MLP, and without --mlp_token its cls token goes in raw: add --mlp_token", flush=True)
+    if wanted and not held:
+        raise BadRequest(f"{path} holds no token MLP (cls_token_mlp): leave out --mlp_token")

@@ -8,6 +8,7 @@ from paddle import nn
 
 from ppssl.config import Config, option
 from ppssl.data.transforms import ProbeTransform
+from ppssl.engine.features import knn_accuracy
 from ppssl.methods.classify import Classification, ClassifyOptions, init_linear
 from ppssl.models import registry
 from ppssl.models.batch_norm import BatchNorm
@@ -38,14 +39,21 @@ class LinearProbe(Classification):
         return registry.create("classifier", self.config.model, img_size=self.config.data.input_size, num_classes=self.num_classes,
                                global_pool=self.options.global_pool)
 
-    def prepare_head(self) -> None:
-        """head := batch norm without scale and shift, then a new linear layer; everything else is frozen."""
+    def prepare(self) -> None:
+        """Load the encoder; head := batch norm without scale and shift, then a new linear layer; the rest is frozen."""
+        super().prepare()
         init_linear(self.model.head, self.head_std)
         attach_probe_head(self.model)
 
     @property
     def network(self):
         return self.model.head
+
+    def before_training(self, extract) -> dict[str, float]:
+        """The k-NN accuracy, where asked for."""
+        if not self.options.knn:
+            return {}
+        return {"knn_acc1": knn_accuracy(*extract("train"), *extract("val"))}
 
     def train_mode(self) -> None:
         """The frozen trunk stays in evaluation mode."""

@@ -37,3 +37,7 @@ class MAE(Pretraining):
     def loss(self, forward, batch: dict, clock: Clock):
         loss, _, _ = forward(self.images(batch), batch["noise"], self.options.mask_ratio)
         return loss, {"loss": loss}
+
+    def reconstruct(self, batch: dict):
+        _, pred, mask = self.model(self.images(batch), batch["noise"], self.options.mask_ratio)
+        return self.model.to_image(pred), mask, self.options.norm_pix_loss

@@ -1,66 +1,86 @@
-"""Batch normalisation with PyTorch's running statistics, its batch statistics taken over all ranks."""
+"""Batch normalisation with PyTorch's running statistics, its batch statistics taken over all ranks.
+
+Paddle's own running variance is biased on CPU, and its synchronised kernel exists on GPU only. So its kernels are used for what
+they put out and the running statistics are kept here; several ranks on CPU have a layer of their own.
+"""
 import paddle
-from paddle import nn
+import paddle.nn.functional as F
+from paddle import _C_ops, nn
 from paddle.autograd import PyLayer
 
-from ppssl.dist import sum_over_ranks
+from ppssl.dist import sum_over_ranks, world
+from ppssl.models.cpu import column_sums
 
 
-class _Normalize(PyLayer):
-    """x [B, C, ...] -> (x - mean) / sqrt(var + eps) over the batches of all ranks; also mean, var (biased) [C], count [1]."""
+def channel_sums(x):
+    """[B, C, ...] -> [C]."""
+    return column_sums(x.flatten(2).sum(-1) if x.ndim > 2 else x)
 
-    @staticmethod
-    def forward(ctx, x, eps):
-        axes = [a for a in range(x.ndim) if a != 1]
-        ctx.shape = [1, -1] + [1] * (x.ndim - 2)
-        sums = sum_over_ranks(paddle.concat([x.sum(axes), paddle.full([1], x.size / x.shape[1])]))
-        count, mean = sums[-1:], sums[:-1] / sums[-1]
-        centred = x - mean.reshape(ctx.shape)
-        var = sum_over_ranks(centred.square().sum(axes)) / count       # a second pass: no cancellation
-        scale = paddle.rsqrt(var + eps)
-        normed = centred * scale.reshape(ctx.shape)
-        ctx.axes, ctx.mark = axes, None
-        ctx.save_for_backward(normed, scale, count)
-        return normed, mean, var, count
+
+class _NormalizeOverRanks(PyLayer):
+    """x [B, C, ...] over the equal batches of all ranks -> y, mean [C], 1 / sqrt(biased variance + eps) [C]."""
 
     @staticmethod
-    def backward(ctx, dy, _mean, _var, _count):
-        normed, scale, count = ctx.saved_tensor()
-        sums = sum_over_ranks(paddle.stack([dy.sum(ctx.axes), (dy * normed).sum(ctx.axes)])) / count
-        along, across = (s.reshape(ctx.shape) for s in sums.unbind(0))
-        return (dy - along - normed * across) * scale.reshape(ctx.shape)
+    def forward(ctx, x, weight, bias, eps):
+        shape = ctx.shape = [1, -1] + [1] * (x.ndim - 2)
+        count = ctx.count = x.size // x.shape[1] * world()
+        mean = sum_over_ranks(channel_sums(x)) / count
+        centred = x - mean.reshape(shape)
+        variance = sum_over_ranks(channel_sums(centred.square())) / count      # a second pass: no cancellation
+        inv_std = paddle.rsqrt(variance + eps)
+        normed = centred * inv_std.reshape(shape)
+        ctx.save_for_backward(normed, inv_std, weight)
+        return normed * weight.reshape(shape) + bias.reshape(shape), mean, inv_std
+
+    @staticmethod
+    def backward(ctx, dy, _mean, _inv_std):
+        normed, inv_std, weight = ctx.saved_tensor()
+        own = paddle.stack([channel_sums(dy), channel_sums(dy * normed)])      # this rank's: gradients are averaged elsewhere
+        along, across = (s.reshape(ctx.shape) for s in (sum_over_ranks(own.clone()) / ctx.count).unbind(0))
+        dx = (dy - along - normed * across) * (inv_std * weight).reshape(ctx.shape)
+        return dx, own[1], own[0]
+
+
+def normalize(x, weight, bias, eps: float):
+    """x [B, C, ...] -> y, and of the batches of all ranks the mean [C] and 1 / sqrt(biased variance + eps) [C]."""
+    if world() > 1 and x.place.is_cpu_place():
+        return _NormalizeOverRanks.apply(x, weight, bias, eps)
+    kernel = _C_ops.sync_batch_norm_ if world() > 1 else _C_ops.batch_norm
+    unused = paddle.zeros_like(weight), paddle.ones_like(weight)               # the kernel's own running statistics
+    y, _, _, mean, inv_std, _ = kernel(x, *unused, weight, bias, False, 0.9, eps, "NCHW", False, False)
+    return y, mean, inv_std
 
 
 class BatchNorm(nn.Layer):
     """Over the channels of [B, C] or [B, C, H, W]. Buffers and their names are PyTorch's, so is the unbiased running variance.
 
-    A batch whose statistics are not finite leaves the buffers as they are. Source: torch.nn.SyncBatchNorm.
+    Where a channel's batch statistics are not finite, its running ones stay. Every rank has to hold equally many values.
+    Source: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.affine = eps, momentum, affine
         if affine:
             self.weight = self.create_parameter([dim], default_initializer=nn.initializer.Constant(1.0))
             self.bias = self.create_parameter([dim], is_bias=True)
-        self.affine = affine
         self.register_buffer("running_mean", paddle.zeros([dim]))
         self.register_buffer("running_var", paddle.ones([dim]))
         self.register_buffer("num_batches_tracked", paddle.zeros([], "int64"))
 
     def forward(self, x):
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        if self.training:
-            y, mean, var, count = _Normalize.apply(x, self.eps)
-            self._track(mean, var, count)
-        else:
-            y = (x - self.running_mean.reshape(shape)) * paddle.rsqrt(self.running_var + self.eps).reshape(shape)
-        return y * self.weight.reshape(shape) + self.bias.reshape(shape) if self.affine else y
+        mean, var = self.running_mean, self.running_var
+        weight, bias = (self.weight, self.bias) if self.affine else (paddle.ones_like(mean), paddle.zeros_like(mean))
+        if not self.training:
+            return F.batch_norm(x, mean, var, weight, bias, epsilon=self.eps)
+        y, mean, inv_std = normalize(x, weight, bias, self.eps)
+        self._track(mean, inv_std, x.size // x.shape[1] * world())
+        return y
 
     @paddle.no_grad()
-    def _track(self, mean, var, count) -> None:
-        unbiased = var * (count / paddle.clip(count - 1, min=1))
-        finite = paddle.isfinite(mean).all() & paddle.isfinite(var).all()
+    def _track(self, mean, inv_std, count: int) -> None:
+        unbiased = (1 / inv_std.square() - self.eps) * (count / max(count - 1, 1))
         for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            paddle.assign(paddle.where(finite, (1 - self.momentum) * buffer + self.momentum * new, buffer), buffer)
-        paddle.assign(self.num_batches_tracked + finite.astype("int64"), self.num_batches_tracked)
+            step = paddle.where(paddle.isfinite(new), new - buffer, paddle.zeros_like(buffer))
+            buffer.add_(step * self.momentum)
+        self.num_batches_tracked.add_(paddle.ones_like(self.num_batches_tracked))

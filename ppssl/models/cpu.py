@@ -52,13 +52,19 @@ def trains_on_cpu(layer: nn.Layer, x) -> bool:
     return layer.training and x.place.is_cpu_place() and not layer.weight.stop_gradient
 
 
+def linear(layer: nn.Layer, x, weight, bias):
+    """x [..., in] @ weight [in, out] + bias [out] or None; `layer` is the one whose `weight` this is, or is made of."""
+    if bias is not None and trains_on_cpu(layer, x):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
 class Linear(nn.Linear):
     """nn.Linear, [..., in] -> [..., out]."""
 
-    def forward(self, x):
-        if self.bias is not None and trains_on_cpu(self, x):
-            return _Linear.apply(x, self.weight, self.bias)
-        return super().forward(x)
+    def forward(self, x, bias=None):
+        """bias: [out] tensor that takes the place of the layer's own."""
+        return linear(self, x, self.weight, self.bias if bias is None else bias)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -6,6 +6,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn import initializer as I
 
+from ppssl.errors import BadRequest
 from ppssl.models.cpu import LayerNorm, Linear
 
 
@@ -64,21 +65,21 @@ def drop_path(x, rate: float, noise):
 class PatchEmbed(nn.Layer):
     """Image to patch tokens: one strided convolution. [B, C, H, W] -> [B, h*w, D], row-major.
 
-    Raises ValueError where the image is not of the size the position table was made for.
+    Raises BadRequest where the image is not of the size the position table was made for.
     """
 
     def __init__(self, img_size, patch_size, in_chans: int, dim: int, init: I.Initializer | None = None):
         super().__init__()
         self.img_size, self.patch_size = pair(img_size), pair(patch_size)
         if any(s % p for s, p in zip(self.img_size, self.patch_size)):
-            raise ValueError(f"image size {self.img_size} is not a multiple of the patch size {self.patch_size}")
+            raise BadRequest(f"image size {self.img_size} is not a multiple of the patch size {self.patch_size}")
         self.grid = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
         default = conv_default(in_chans * self.patch_size[0] * self.patch_size[1])
         self.proj = nn.Conv2D(in_chans, dim, self.patch_size, self.patch_size, weight_attr=init or default, bias_attr=default)
 
     def forward(self, x):
         if tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(f"the model is built for {self.img_size} images and was given {tuple(x.shape[2:])}: set --input_size")
+            raise BadRequest(f"the model is built for {self.img_size} images and was given {tuple(x.shape[2:])}: set --input_size")
         return self.proj(x).flatten(2).transpose([0, 2, 1])
 
 
@@ -88,7 +89,7 @@ class Attention(nn.Layer):
     def __init__(self, dim: int, num_heads: int, init: I.Initializer | None = None):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"the width {dim} is not a multiple of the number of heads {num_heads}")
+            raise BadRequest(f"the width {dim} is not a multiple of the number of heads {num_heads}")
         self.num_heads = num_heads
         self.qkv = Linear(dim, 3 * dim, weight_attr=init)
         self.proj = Linear(dim, dim, weight_attr=init)
@@ -96,6 +97,10 @@ class Attention(nn.Layer):
     def split_heads(self, x):
         """[B, N, D] -> query, key, value, each [B, N, heads, D/heads]."""
         return self.qkv(x).reshape([x.shape[0], x.shape[1], 3, self.num_heads, -1]).unbind(2)
+
+    def product_macs(self, x) -> int:
+        """Multiply-adds of query with key and of the weights with the values, for x [B, N, D]."""
+        return 2 * x.shape[0] * x.shape[1] ** 2 * self.qkv.weight.shape[0]
 
     def forward(self, x):
         out = F.scaled_dot_product_attention(*self.split_heads(x))

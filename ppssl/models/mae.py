@@ -4,7 +4,7 @@ from paddle import nn
 
 from ppssl.models.cpu import LayerNorm, Linear
 from ppssl.models.layers import Block, PatchEmbed, fixed_table, token, xavier, xavier_conv
-from ppssl.models.masking import gather_tokens, masked_pixel_loss, random_masking
+from ppssl.models.masking import gather_tokens, masked_pixel_loss, random_masking, restore_tokens, unpatchify
 from ppssl.models.pos_embed import sincos_table
 from ppssl.models.registry import register
 
@@ -51,14 +51,19 @@ class MaskedAutoencoderViT(nn.Layer):
 
     def forward_decoder(self, latent, ids_restore):
         """latent [B, 1 + K, D], ids_restore [B, N] -> pred [B, N, p*p*C], the pixels of every patch."""
-        x = self.decoder_embed(latent)
-        masked = ids_restore.shape[1] + 1 - x.shape[1]
-        mask_tokens = self.mask_token.astype(x.dtype).expand([x.shape[0], masked, -1])
-        patches = gather_tokens(paddle.concat([x[:, 1:], mask_tokens], axis=1), ids_restore)
-        x = paddle.concat([x[:, :1], patches], axis=1) + self.decoder_pos_embed
+        x = restore_tokens(self.decoder_embed(latent), self.mask_token, ids_restore) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def to_image(self, pred):
+        """pred [B, N, p*p*C] -> [B, C, H, W]."""
+        return unpatchify(pred, self.patch_embed.patch_size, self.patch_embed.grid)
+
+    def features(self, images):
+        """images [B, C, H, W] -> [B, D]: the mean patch token, nothing masked."""
+        order = paddle.arange(self.num_patches, dtype="float32").expand([images.shape[0], -1])
+        return self.forward_encoder(images, order, mask_ratio=0.0)[0][:, 1:].mean(1)
 
     def forward(self, images, noise=None, mask_ratio: float = 0.75):
         """images [B, C, H, W] float, noise [B, N] uniform (drawn here if None) -> loss [], pred [B, N, p*p*C], mask [B, N]."""

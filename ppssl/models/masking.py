@@ -20,6 +20,17 @@ def gather_tokens(x, ids):
     return paddle.take_along_axis(x, ids.unsqueeze(-1), axis=1)
 
 
+def restore_tokens(x, mask_token, ids_restore):
+    """x [B, 1 + K, D] (cls first, then the kept patches as shuffled) -> [B, 1 + N, D] in image order.
+
+    mask_token [1, 1, D] stands where a patch was removed; ids_restore [B, N] is the inverse shuffle.
+    """
+    masked = ids_restore.shape[1] + 1 - x.shape[1]
+    mask_tokens = mask_token.astype(x.dtype).expand([x.shape[0], masked, -1])
+    patches = gather_tokens(paddle.concat([x[:, 1:], mask_tokens], axis=1), ids_restore)
+    return paddle.concat([x[:, :1], patches], axis=1)
+
+
 def patchify(images, patch: tuple[int, int]):
     """[B, C, H, W] -> [B, h*w, ph*pw*C]: row in patch, column in patch, channel (fastest)."""
     b, c, height, width = images.shape

@@ -1,58 +1,81 @@
-"""LARS (You et al., arXiv 1708.03888) as MAE's linear probe uses it."""
-from collections.abc import Mapping
+"""LARS (You et al., arXiv 1708.03888): SGD whose step on a tensor is scaled by the ratio of its norm to the gradient's.
 
-import numpy as np
+The two official versions differ: MAE's multiplies the momentum buffer by the learning rate, BYOL's keeps the rate inside
+the buffer, so that a change of it does not rescale past steps.
+"""
+from collections.abc import Iterable
+
 import paddle
+from paddle import _C_ops
 
 from ppssl.optim.groups import Group
+from ppssl.optim.sgd import SGD, Row, scaled
 
 
-class LARS:
-    """SGD with momentum whose step on a matrix is scaled by trust * |p| / |g + decay * p|.
+def norms(tensors: list):
+    """2-norms of T tensors, [T]: a small kernel each, and nothing is read from the device."""
+    return paddle.sqrt(paddle.concat([_C_ops.squared_l2_norm(t) for t in tensors]))
 
-    1-D parameters take the plain step without decay. The learning rate multiplies the momentum buffer at the end.
+
+class LARS(SGD):
+    """MAE's: matrices step by trust * |p| / |g + decay * p| (1 where a norm is zero), vectors plainly and without decay.
+
     Source: facebookresearch/mae `util/lars.py`.
     """
 
-    def __init__(self, groups: list[Group], momentum: float = 0.9, trust: float = 0.001):
-        self.groups, self.momentum, self.trust, self.steps = groups, momentum, trust, 0
-        self._velocity: dict[str, paddle.Tensor] = {}
+    rate_in_buffer = False
 
-    @paddle.no_grad()
-    def step(self, lr: float, weight_decay: float | None = None) -> None:
-        """One update at rate lr * group scale; `weight_decay` replaces the groups' own where given."""
-        for group in self.groups:
-            decay = group.weight_decay if weight_decay is None else weight_decay
-            for name, p in group.params:
-                if p.grad is not None:
-                    p.subtract_(self._direction(name, p, decay) * (lr * group.lr_scale))
-        self.steps += 1
+    def __init__(self, groups: list[Group], momentum: float = 0.9, trust: float = 0.001, **kwargs):
+        super().__init__(groups, momentum, **kwargs)
+        self.trust = trust
 
-    def _direction(self, name: str, p, decay: float):
-        update = p.grad
-        if p.ndim > 1:
-            update = update + decay * p
-            p_norm, u_norm = p.norm(), update.norm()
-            ratio = self.trust * p_norm / u_norm
-            update = update * paddle.where((p_norm > 0) & (u_norm > 0), ratio, paddle.ones_like(ratio))
-        velocity = self._velocity.get(name)
-        self._velocity[name] = update.clone() if velocity is None else self.momentum * velocity + update
-        return self._velocity[name]
+    def _adapts(self, row: Row) -> bool:
+        return row.tensor.ndim > 1
 
-    def clear_grad(self) -> None:
-        for group in self.groups:
-            for p in group.tensors:
-                p.clear_gradient(set_to_zero=False)
+    def _ratios(self, rows: list[Row], directions: list, decay: float):
+        """Factors [T] of the directions g + decay * p."""
+        p, d = norms([r.tensor for r in rows]), norms(directions)
+        return paddle.where((p > 0) & (d > 0), self.trust * p / d, paddle.ones_like(p))
 
-    def state(self) -> dict[str, paddle.Tensor]:
-        """{momentum.parameter name: buffer}."""
-        return {f"momentum.{name}": v for name, v in self._velocity.items()}
+    def _update(self, rows: list[Row], rate: float, decay: float, share: float) -> None:
+        inside, outside = (rate, 1.0) if self.rate_in_buffer else (1.0, rate)
+        plain, adapted = ([r for r in rows if self._adapts(r) is kind] for kind in (False, True))
+        self._move(plain, scaled([r.tensor.grad for r in plain], share * inside), outside)
+        if adapted:
+            directions = [(decay * r.tensor).add_(r.tensor.grad) for r in adapted]
+            factors = (share * inside * self._ratios(adapted, directions, decay)).unbind()
+            self._move(adapted, [d.multiply_(f) for d, f in zip(directions, factors)], outside)
 
-    def load(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        """Continue from `state` after `steps` updates. Raises ValueError where it names a parameter this optimizer does not train."""
-        names = {name for g in self.groups for name, _ in g.params}
-        found = {key.split(".", 1)[1]: value for key, value in state.items()}
-        if set(found) - names:
-            raise ValueError(f"the optimizer state does not fit the model: {sorted(set(found) - names)[0]} has no partner")
-        self._velocity = {name: paddle.to_tensor(np.array(value)) for name, value in found.items()}
-        self.steps = steps
+
+class LarsSGD(LARS):
+    """BYOL's: eta * |p| / (|g| + decay * |p|) for every tensor but the `excluded`, which step plainly and without decay.
+
+    A tensor that is zero, or has neither gradient nor decay, does not move. Source: blankWorld/BYOL-PyTorch
+    `optimizer/LARSSGD.py`.
+    """
+
+    rate_in_buffer = True
+
+    def __init__(self, groups: list[Group], momentum: float = 0.9, eta: float = 0.001, excluded: frozenset[str] = frozenset(),
+                 **kwargs):
+        super().__init__(groups, momentum, eta, **kwargs)
+        self.excluded = excluded
+
+    def _adapts(self, row: Row) -> bool:
+        return row.name not in self.excluded
+
+    def _ratios(self, rows: list[Row], directions: list, decay: float):
+        p, g = norms([r.tensor for r in rows]), norms([r.tensor.grad for r in rows])
+        below = g + decay * p
+        return paddle.where(below > 0, self.trust * p / below, paddle.zeros_like(p))
+
+
+def byol_groups(params: Iterable, weight_decay: float, exclude: bool) -> tuple[list[Group], frozenset[str]]:
+    """A group for every (name, parameter), in order as the official optimizer has them; and the names left out of LARS.
+
+    exclude: biases and batch norms take no decay and no adaptation, told by their names. The stem's norm is called
+    `encoder.1.weight`, which no rule matches, so it does take both. Source: blankWorld/BYOL-PyTorch `utils/params_util.py`.
+    """
+    params = list(params)
+    excluded = frozenset(name for name, _ in params if exclude and any(part in name for part in ("bn", "downsample.1", "bias")))
+    return [Group(((name, p),), weight_decay=0.0 if name in excluded else weight_decay) for name, p in params], excluded

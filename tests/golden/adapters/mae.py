@@ -1,7 +1,8 @@
-"""MAE: pretraining, finetuning, probing, schedules, position tables."""
+"""MAE: pretraining, finetuning, probing, schedules, position tables; and what ConvMAE and FastConvMAE have in common with it."""
 import json
 
 import numpy as np
+from paddle import LazyGuard
 
 from convert.layout import transposed_keys
 from convert.optimizer import adam_from_torch
@@ -12,6 +13,9 @@ from ppssl.methods.finetune import Finetune
 from ppssl.methods.linprobe import LinearProbe, attach_probe_head
 from ppssl.methods.mae import MAE
 from ppssl.models import registry
+from ppssl.models.convmae import MaskedAutoencoderConvViT
+from ppssl.models.convvit import ConvViT
+from ppssl.models.fastconvmae import FastConvMAE
 from ppssl.models.mae import MaskedAutoencoderViT
 from ppssl.models.pos_embed import resize_table, sincos_table
 from ppssl.models.vit import VisionTransformer
@@ -20,21 +24,27 @@ from tests.golden.adapters.common import gradients, load_official, official_stat
 from tests.golden.case import Case
 from tests.golden.runner import Check, same
 
-CLASSES = {"MaskedAutoencoderViT": MaskedAutoencoderViT, "VisionTransformer": VisionTransformer}
+CLASSES = {("mae", "MaskedAutoencoderViT"): MaskedAutoencoderViT, ("mae", "VisionTransformer"): VisionTransformer,
+           ("convmae", "MaskedAutoencoderConvViT"): MaskedAutoencoderConvViT, ("convmae", "ConvViT"): ConvViT,
+           ("fastconvmae", "MaskedAutoencoderViT"): FastConvMAE}
+OFFICIAL = {ConvViT: {"global_pool": False}}              # the official classes' defaults where ours differ
+IGNORED = {FastConvMAE: {"decoder_depth": 8}}             # what the official class takes whatever it is given
 DEFAULT_EPS = 1e-5                                        # the official classes' LayerNorm when no norm layer is given
 
 
-def build(spec: dict):
+def build(case: Case):
     """The model of a case from the official class's name and arguments."""
-    kwargs = dict(spec["kwargs"])
+    spec = case.spec["model"]
+    kind = CLASSES[case.spec["family"], spec["class"]]
+    kwargs = OFFICIAL.get(kind, {}) | spec["kwargs"] | IGNORED.get(kind, {})
     kwargs["eps"] = kwargs.pop("norm_layer_eps", DEFAULT_EPS)
     if kwargs.pop("qkv_bias", True) is not True:
         raise ValueError("no official configuration has qkv_bias off")
-    return CLASSES[spec["class"]](**kwargs)
+    return kind(**kwargs)
 
 
 def pretrain_forward(case: Case) -> dict:
-    model = build(case.spec["model"])
+    model = build(case)
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     return reconstruction(case, model) | gradients(model)
 
@@ -46,33 +56,35 @@ def reconstruction(case: Case, model) -> dict:
     loss, pred, mask = model(images, noise, case.spec["mask_ratio"])
     latent, _, ids_restore = model.forward_encoder(images, noise, case.spec["mask_ratio"])
     loss.backward()
-    whole = {"loss": loss, "pred": pred, "latent": latent, "mask": mask, "ids_restore": ids_restore}
+    whole = {"loss": loss, "pred": pred, "latent": latent, "mask": mask, "ids_restore": ids_restore[:len(images)]}
     return sliced(case, {k: v.numpy() for k, v in whole.items()})
 
 
 def full_size(case: Case) -> dict:
     spec = case.spec
-    task = "pretrain" if spec["factory"].startswith("mae_") else "classifier"
-    from paddle import LazyGuard
     with LazyGuard():
-        lazy = registry.create(task, spec["factory"], **spec["factory_kwargs"])
-    out = manifest_checks(case, lazy)
+        lazy = registered(spec)
+    out = manifest_checks(case, lazy, case.manifest())
     if not case.arrays:
         return out
-    model = registry.create(task, spec["factory"], **spec["factory_kwargs"])
+    model = registered(spec)
     load_official(model, case.synthetic_weights())
-    if task == "pretrain":
-        return out | reconstruction(case, model)
-    return out | classification(case, model)
+    return out | (reconstruction if hasattr(model, "forward_decoder") else classification)(case, model)
 
 
-def manifest_checks(case: Case, model) -> dict:
+def registered(spec: dict):
+    """The registered model of a case's factory."""
+    task = next(e.task for e in registry.entries() if e.name == spec["factory"])
+    return registry.create(task, spec["factory"], **spec["factory_kwargs"])
+
+
+def manifest_checks(case: Case, model, manifest: dict[str, list]) -> dict:
     """Keys in order, shapes, dtypes and parameter counts of a model against the manifest."""
     flipped = transposed_keys(model)
     own = {k: [list(v.shape)[::-1] if k in flipped else list(v.shape), str(v.dtype).rsplit(".", 1)[-1]]
            for k, v in model.state_dict().items()}
     trainable = sum(p.size for p in model.parameters() if p.trainable)
-    out = {"json/manifest": same(list(own.items()), list(case.manifest().items())),
+    out = {"json/manifest": same(list(own.items()), list(manifest.items())),
            "json/parameters": same(sum(p.size for p in model.parameters()), case.spec["parameters"])}
     if "trainable_parameters" in case.spec:
         out["json/trainable_parameters"] = same(trainable, case.spec["trainable_parameters"])
@@ -101,7 +113,7 @@ def pos_embed(case: Case) -> dict:
 
 def pretrain_train(case: Case) -> dict:
     args = case.spec["args"]
-    model = build(case.spec["model"])
+    model = build(case)
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     return run_pretraining(case, model, Progress(), no_state) | lr_rule(case, args["lr"])
 
@@ -112,14 +124,21 @@ def run_pretraining(case: Case, model, progress: Progress, restore) -> dict:
     keys = ("accum_iter", "mask_ratio", "weight_decay", "lr", "min_lr", "warmup_epochs", "epochs")
     values = {k: args[k] for k in keys} | {"batch_size": spec["batch_size"]}
     method = MAE(config.build("pretrain", MAE, "mae_vit_base_patch16", values), model)
-    check_adamw(spec["optimizer"], method.build_optimizer().betas)
+    optimizer = method.build_optimizer()
+    check_adamw(spec["optimizer"], optimizer.betas)
     n_epochs = spec.get("n_epochs", args.get("n_epochs"))
     batches = {"image": case.inputs["imgs"], "noise": case.inputs["noise"]}
-    return run_training(method, batches, n_epochs, progress, restore)
+    return run_training(method, batches, n_epochs, progress, restore) | decay_groups(case, optimizer)
+
+
+def decay_groups(case: Case, optimizer) -> dict:
+    """Which parameters decay, where the case says it."""
+    ours = {"decay" if g.weight_decay else "no_decay": [name for name, _ in g.params] for g in optimizer.groups}
+    return {"json/param_groups": same(ours, case.spec["param_groups"])} if "param_groups" in case.spec else {}
 
 
 def resume_checkpoint(case: Case) -> dict:
-    spec, model = case.spec, build(case.spec["model"])
+    spec, model = case.spec, build(case)
     file = official_state(case.file("checkpoint.pth"))
     load_official(model, file["model"])
     if file["epoch"] + 1 != spec["start_epoch"]:
@@ -150,7 +169,7 @@ def lr_rule(case: Case, lr: float) -> dict:
 
 
 def finetune_forward(case: Case) -> dict:
-    spec, model = case.spec, build(case.spec["model"])
+    spec, model = case.spec, build(case)
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     out = classification(case, model)
     values = {"layer_decay": spec["layer_decay"], "weight_decay": spec["weight_decay"], "smoothing": spec["label_smoothing"]}
@@ -177,7 +196,7 @@ def close(ours: dict, theirs: dict) -> Check:
 def load_report(case: Case, classifier) -> dict:
     """What loading a pretraining file of the same dimensions leaves out, against the official report."""
     stated = case.spec["load_from_pretrain"]
-    pretrain = pretraining_twin(case.spec["model"]["kwargs"], stated["decoder_depth"])
+    pretrain = pretraining_twin(case, stated["decoder_depth"])
     state = {k: v.numpy() for k, v in pretrain.state_dict().items()}
     report = assign(classifier, state)
     ignored = all(k.startswith(classifier.pretraining_only) for k in report.unexpected)
@@ -187,15 +206,16 @@ def load_report(case: Case, classifier) -> dict:
             "json/accepted": Check(ignored and fresh and not report.mismatched, 0.0, 0.0, "no refusal")}
 
 
-def pretraining_twin(kwargs: dict, decoder_depth: int):
+def pretraining_twin(case: Case, decoder_depth: int):
     """A pretraining model of the classifier's dimensions."""
     keys = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
-    return MaskedAutoencoderViT(**{k: kwargs[k] for k in keys if k in kwargs}, decoder_embed_dim=16, decoder_depth=decoder_depth,
-                                decoder_num_heads=2)
+    kwargs = case.spec["model"]["kwargs"]
+    kind = {"mae": MaskedAutoencoderViT, "convmae": MaskedAutoencoderConvViT}[case.spec["family"]]
+    return kind(**{k: kwargs[k] for k in keys if k in kwargs}, decoder_embed_dim=16, decoder_depth=decoder_depth, decoder_num_heads=2)
 
 
 def finetune_train(case: Case) -> dict:
-    spec, args, model = case.spec, case.spec["args"], build(case.spec["model"])
+    spec, args, model = case.spec, case.spec["args"], build(case)
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     keys = ("accum_iter", "weight_decay", "lr", "min_lr", "warmup_epochs", "epochs", "layer_decay", "clip_grad")
     values = {k: args[k] for k in keys if k in args} | {"batch_size": spec["batch_size"]}
@@ -210,7 +230,7 @@ def finetune_train(case: Case) -> dict:
 
 
 def linprobe_train(case: Case) -> dict:
-    spec, args, model = case.spec, case.spec["args"], build(case.spec["model"])
+    spec, args, model = case.spec, case.spec["args"], build(case)
     attach_probe_head(model)
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     keys = ("accum_iter", "weight_decay", "lr", "min_lr", "warmup_epochs", "epochs")
