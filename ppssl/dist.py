@@ -5,13 +5,13 @@ With one rank everything here is a no-op and no launcher is needed.
 import contextlib
 import itertools
 import os
-import signal
 import time
 
 import paddle
 import paddle.distributed as dist
 
 from ppssl.errors import TrainingFailed
+from ppssl.witness import watch
 
 _tags = itertools.count()
 
@@ -36,39 +36,17 @@ def start(device: str | None) -> str:
     elif world() == 1:
         paddle.set_device("gpu")
     if world() > 1:
-        with deadline(float(os.environ.get("PPSSL_INIT_TIMEOUT", 600)), missing_ranks()):
-            dist.init_parallel_env()
+        joined = watch(rank(), missing_ranks(), float(os.environ.get("PPSSL_INIT_TIMEOUT", 600)))
+        dist.init_parallel_env()
+        joined()
     return paddle.get_device()
 
 
 def missing_ranks() -> str:
     """What to say when the ranks do not find each other."""
-    return (f"error (rank {rank()}): the other ranks did not appear at {os.environ.get('PADDLE_MASTER')} (endpoints "
+    return (f"the other ranks did not appear at {os.environ.get('PADDLE_MASTER')} (endpoints "
             f"{os.environ.get('PADDLE_TRAINER_ENDPOINTS')}): see workerlog.* of every node in {os.environ.get('PADDLE_LOG_DIR', 'the log folder')}; "
             "on hosts with several network interfaces set NCCL_SOCKET_IFNAME (GPU) or GLOO_SOCKET_IFNAME (CPU)")
-
-
-@contextlib.contextmanager
-def deadline(seconds: float, message: str):
-    """End this process with a message unless the block ends in time.
-
-    Joining the ranks waits in C++ and holds the interpreter's lock, so neither a thread nor a signal handler of this
-    process would run: a child process watches instead.
-    """
-    process, watch = os.getpid(), os.fork()
-    if watch == 0:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and os.getppid() == process:
-            time.sleep(0.1)
-        if os.getppid() == process:
-            os.write(2, f"{message} (waited {seconds:.0f} s)\n".encode())
-            os.kill(process, signal.SIGKILL)
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.kill(watch, signal.SIGKILL)
-        os.waitpid(watch, 0)
 
 
 def barrier(timeout: float = 3600.0) -> None:

@@ -23,6 +23,6 @@ def launch(log_dir: Path, script: str, *args: str, ranks: int = 2, timeout: floa
     """(exit code, all ranks' output) of a script of the repository on `ranks` CPU ranks."""
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), "--log_dir", str(log_dir),
                "--master", f"127.0.0.1:{free_port()}", "--nnodes", "1", str(ROOT / script), *args]
-    done = subprocess.run(command, env=clean_environment(MKL_NUM_THREADS="1", **environment), cwd=ROOT, capture_output=True,
+    done = subprocess.run(command, env=clean_environment(MKL_NUM_THREADS="1", PYTHONPATH=str(ROOT), **environment), cwd=ROOT, capture_output=True,
                           text=True, timeout=timeout)
     return done.returncode, "".join(p.read_text() for p in sorted(log_dir.glob("workerlog.*"))) + done.stderr
