@@ -11,18 +11,18 @@ import numpy as np
 
 from convert.families import SECTIONS
 from convert.formats import Loaded, Refused, load
-from convert.recognise import Network, recognise
+from convert.recognise import Network, by_order, families_of, recognise
 
 RECIPE = "recipe"                                         # in the metadata of safetensors and own files
 RECIPE_TENSOR = "ppssl@@recipe"                           # in a .pdparams, which has no metadata: its bytes as a tensor
-FORMATS = {"torch-zip": "PyTorch file", "torch-legacy": "PyTorch file (before 1.6)", "safetensors": "safetensors file",
-           "paddle": "Paddle file", "ppssl": "ppssl checkpoint"}
-OTHERS = ("ema", "teacher", "optimizer", "other")         # first parts of the names of what is stored beside the weights
+RUN_SECTIONS = {"model_ema": "ema", "teacher": "teacher"}  # the section of a run that an official entry becomes
+OTHERS = (*RUN_SECTIONS.values(), "optimizer", "other")   # of what is stored beside the weights
+LEGACY_BACKBONES = ("online_backbone", "target_backbone")  # of BYOL's legacy file
 
 
 @dataclass(frozen=True)
 class Section:
-    """One state dict of a file. path: where it stands. network: None where it is no known one, `reason` says why."""
+    """One state dict of a file. path: where it stands. network: None where it is no known one; `reason` says why."""
     path: tuple
     state: Mapping[str, np.ndarray]
     network: Network | None
@@ -31,7 +31,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Contents:
-    """An opened file. tree: nested as its writer had it; for files with flat names, by section. recipe: of a converted file."""
+    """An opened file. tree: as its writer nested it; by section where names are flat. recipe: of a converted file."""
     path: Path
     loaded: Loaded
     tree: Any
@@ -42,8 +42,8 @@ class Contents:
     def main(self) -> Section:
         """The weights that are wanted when one asks for the weights. Raises Refused where they are no known network."""
         if not self.sections:
-            raise Refused(f"{self.path}: holds no weights: expected tensors by name, or under one of {', '.join(SECTIONS)}; "
-                          "check the path")
+            raise Refused(f"{self.path}: holds no weights: expected tensors by name, or under one of "
+                          f"{', '.join(SECTIONS)}; check the path")
         if self.sections[0].network is None:
             raise Refused(f"{self.path}: {self.sections[0].reason}")
         return self.sections[0]
@@ -56,25 +56,36 @@ class Contents:
 
 
 def read(path: str | Path, model: str | None = None) -> Contents:
-    """Open a file and recognise its networks. model: the registered name that the main one has to have. Raises Refused."""
+    """Open a file and recognise its networks. model: the registered name that the main one has to have.
+
+    Raises Refused for an unknown name, and as `convert.formats.load`.
+    """
+    families_of(model)                                    # an unknown name is wrong whatever the file holds
     return contents(load(path), Path(path), model)
 
 
 def contents(loaded: Loaded, path: Path, model: str | None = None) -> Contents:
     """As `read`, for a file that is open already."""
+    tree, recipe = nested(loaded)
+    found = state_dicts(tree)
+    hint = None if model else hinted(tree, loaded)
+    wanted = [model] + [None] * len(found)
+    sections = [examine(where, state, loaded, name, hint) for (where, state), name in zip(found, wanted)]
+    return Contents(path, loaded, tree, recipe, tuple(sections))
+
+
+def nested(loaded: Loaded) -> tuple[Any, str | None]:
+    """(the tree of a file, that of own and converted files by section; its recipe, if it is a converted file)."""
     tree, recipe = loaded.tree, loaded.metadata.get(RECIPE)
     if isinstance(tree, Mapping) and RECIPE_TENSOR in tree:
         recipe = bytes(tree[RECIPE_TENSOR]).decode(errors="replace")
     if loaded.format == "ppssl" or recipe is not None:
         tree = by_section(tree, always=loaded.format == "ppssl")
-    found = state_dicts(tree)
-    hint = None if model else hinted(tree, loaded)
-    sections = [examine(where, state, loaded, model if i == 0 else None, hint) for i, (where, state) in enumerate(found)]
-    return Contents(path, loaded, tree, recipe, tuple(sections))
+    return tree, recipe
 
 
 def by_section(flat: Mapping[str, np.ndarray], always: bool) -> dict[str, dict[str, np.ndarray]]:
-    """Names 'section.key' nested by section. Unless `always`, the weights stand there without a section, among the OTHERS."""
+    """Names 'section.key' nested by section. Unless `always`, names without one of the OTHERS are the model's."""
     tree: dict[str, dict[str, np.ndarray]] = {}
     for name, value in flat.items():
         first, _, rest = name.partition(".")
@@ -85,12 +96,13 @@ def by_section(flat: Mapping[str, np.ndarray], always: bool) -> dict[str, dict[s
 
 
 def state_dicts(tree: Any) -> list[tuple[tuple, Mapping[str, np.ndarray]]]:
-    """(path, state dict) of the file itself or of its entries, in the order of SECTIONS, then of the file."""
+    """(path, state dict) of a file's entries in the order of SECTIONS, then of the file; or of the file itself."""
     if not isinstance(tree, Mapping):
         return []
-    if any(isinstance(value, np.ndarray) for value in tree.values()):
-        return [((), {key: value for key, value in tree.items() if isinstance(value, np.ndarray)})]
     found = [key for key, value in tree.items() if key not in ("optimizer", "other") and is_state_dict(value)]
+    flat = {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, np.ndarray)}
+    if flat and not set(SECTIONS) & set(found):
+        return [((), flat)]
     order = [*(key for key in SECTIONS if key in found), *(key for key in found if key not in SECTIONS)]
     return [((key,), tree[key]) for key in order]
 
@@ -102,15 +114,18 @@ def is_state_dict(value: Any) -> bool:
 
 def hinted(tree: Any, loaded: Loaded) -> str | None:
     """The model's name that the run's own options tell."""
-    if "config" in loaded.metadata:
-        return json.loads(loaded.metadata["config"]).get("model")
-    args = tree.get("args") if isinstance(tree, Mapping) else None
-    return getattr(args, "model", None)
+    try:
+        name = json.loads(loaded.metadata["config"])["model"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        name = getattr(tree.get("args") if isinstance(tree, Mapping) else None, "model", None)
+    return name if isinstance(name, str) else None
 
 
-def examine(path: tuple, state: Mapping[str, np.ndarray], loaded: Loaded, model: str | None, hint: str | None) -> Section:
+def examine(path: tuple, state: Mapping[str, np.ndarray], loaded: Loaded, model: str | None, hint: str | None
+            ) -> Section:
     shapes = {key: value.shape for key, value in state.items()}
     try:
         return Section(path, state, recognise(shapes, loaded.format in ("paddle", "ppssl"), model, hint))
     except Refused as refusal:
-        return Section(path, state, None, str(refusal))
+        network = by_order(shapes) if path and path[-1] in LEGACY_BACKBONES else None
+        return Section(path, state, network, "" if network else str(refusal))

@@ -1,8 +1,8 @@
 """What the converter knows of each family: one table a network, and the names that publishers gave its tensors.
 
-A table says how to read the network's constructor arguments off its weights and which of its parts a file may leave out.
-Everything else (names, order, layout, shapes) is read off the model built from these arguments, so nothing here has an
-inverse that could disagree with it.
+A table says how to read the network's constructor arguments off its weights and which of its parts a file may leave
+out. Everything else (names, order, layout, shapes) is read off the model built from these arguments, so nothing here
+has an inverse that could disagree with it.
 """
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,12 +29,10 @@ class Family:
     build: Callable | None = None
 
     def create(self, name: str | None, sizes: Mapping):
-        """A model: the registered one of that name with its free sizes, or without a name one of exactly these sizes."""
+        """A model: the registered one of that name with its free sizes, or without a name one of exactly these."""
         if name:
             return registry.create(self.task, name, **{k: v for k, v in sizes.items() if k in self.free})
-        if self.build:
-            return self.build(**sizes)
-        return self.entries()[0].build(**sizes)
+        return (self.build or self.entries()[0].build)(**sizes)
 
     def entries(self) -> list[registry.Entry]:
         """The registered models of this family, aliases left out; none while the family is not there."""
@@ -44,8 +42,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Naming:
-    """Other names of a family's tensors: {prefix in the file: official prefix}; `carried`: prefixes of tensors that have no
-    place in the network, which are kept as they are."""
+    """Other names of a family's tensors.
+
+    prefixes: {prefix in the file: official prefix}. carried: official prefixes of tensors that have no place in the
+    network and are kept as they are.
+    """
     title: str
     prefixes: Mapping[str, str]
     carried: tuple[str, ...] = ()
@@ -59,13 +60,13 @@ class Naming:
         return None if key.startswith(self.carried) else key
 
 
-OFFICIAL = Naming("official", {})
+OFFICIAL = Naming("official names", {})
 NAMINGS = (
     OFFICIAL,
-    Naming("with encoder. and decoder. in front, as EasyCV pretrains", {"encoder.": "", "decoder.": ""}),
-    Naming("with backbone. in front", {"backbone.": "", "head.fc_cls.": "head."}),
-    Naming("with backbone. in front, beside iBOT's projection head", {"backbone.": ""}, carried=("head.", "masked_embed")),
-    Naming("with encoder. in front, beside a head", {"encoder.": ""}, carried=("head.",)),
+    Naming("EasyCV pretraining names", {"encoder.": "", "decoder.": ""}),
+    Naming("EasyCV classifier names", {"backbone.": "", "head.fc_cls.": "head."}),
+    Naming("iBOT names", {"backbone.": ""}, carried=("head.", "masked_embed")),
+    Naming("official names beside a head", {"encoder.": ""}, carried=("head.",)),
 )
 
 # Names under which files keep weights, the most wanted first
@@ -90,11 +91,20 @@ CONV_DECODER = DECODER | {"decoder_mlp_ratio": optional(ratio("decoder_blocks.0.
 CONV_PARTS = {"final norm": ("norm.",), "decoder": ("mask_token", "decoder_"),
               "fusion of stages 1 and 2": ("stage1_output_decode.", "stage2_output_decode.")}
 BOOT = VIT | {"num_heads": heads(WIDTH, (WIDTH, "blocks.0.attn.q_bias"))}
-BOOT_DECODER = {"decode_dim": axis("mask_token", 2), "decoder_depth": optional(count("decode_blocks")), "num_heads": heads(
-    WIDTH, (WIDTH, "blocks.0.attn.q_bias"), (axis("mask_token", 2), "decode_blocks.0.attn.q_bias"))}
+BOOT_WIDTH = axis("mask_token", 2)
+BOOT_DECODER = {
+    "decode_dim": optional(BOOT_WIDTH), "decoder_depth": optional(count("decode_blocks")),
+    "fea_list": lambda shapes: (0, count("blocks")(shapes) - 1),             # no weights tell: as every official model
+    "num_heads": heads(WIDTH, (WIDTH, "blocks.0.attn.q_bias"), (BOOT_WIDTH, "decode_blocks.0.attn.q_bias"))}
+BOOT_PARTS = {"final norm": ("norm.",), "decoders": ("mask_token", "de_pos_embed", "decode_", "down", "lm_head")}
+MLP_TOKEN = {"mlp_token": has("cls_token_mlp.fc1.weight")}
+TEC_DECODERS = DECODER | {"num_adap": count("encoder_adaptor.fuse_fcs"),
+                          "pred_dim": among("forward_fea_decoder.decoder_pred.bias"),
+                          "pred_att": has("forward_att_decoder.decoder_qk.weight")}
 CLASSIFIER = {"num_classes": among("head.bias", "head.1.bias"), "global_pool": has("fc_norm.weight")}
 CLASSIFIER_PARTS = {"final norm": ("norm.", "fc_norm."), "head": ("head.",)}
 FREE = ("img_size", "in_chans")
+FREE_CLASSIFIER = (*FREE, *CLASSIFIER)
 
 
 def resnet(*prefixes: str) -> Measure:
@@ -130,29 +140,32 @@ def build_mlp(**sizes):
 
 
 ENCODER = "online_network.encoder"
+BYOL = {"resnet": resnet(*(f"{ENCODER}.{i}" for i in (0, *range(4, 9)))),
+        "dim": axis("online_network.projetion.l2.bias", 0),
+        "projection_hidden": axis("online_network.projetion.l1.bias", 0),
+        "prediction_hidden": axis("predictor.predictor.l1.bias", 0)}
+RESNET = {"resnet": resnet("conv1", *(f"layer{i}" for i in range(1, 6))), "num_classes": among("fc.bias")}
+MLP = {"in_dim": fan_in("l1.weight", "l1.bias"), "hidden_dim": axis("l1.bias", 0), "out_dim": axis("l2.bias", 0)}
+
 FAMILIES = (
     Family("mae", "pretrain", "MAE pretraining network", VIT | DECODER, like="iBOT and TEC (encoder)",
            parts={"final norm": ("norm.",), "decoder": ("mask_token", "decoder_")}),
-    Family("tec", "pretrain", "TEC pretraining network", free=(*FREE, "mlp_token", "pred_att"), sizes=VIT | DECODER | {
-        "mlp_token": has("cls_token_mlp.fc1.weight"), "pred_att": has("forward_att_decoder.decoder_qk.weight"),
-        "num_adap": count("encoder_adaptor.fuse_fcs"), "pred_dim": among("forward_fea_decoder.decoder_pred.bias")}),
-    Family("mae", "classifier", "ViT classifier", VIT | CLASSIFIER, CLASSIFIER_PARTS, (*FREE, *CLASSIFIER), like="TEC"),
-    Family("tec", "classifier", "TEC classifier", VIT | CLASSIFIER | {"mlp_token": has("cls_token_mlp.fc1.weight")},
-           CLASSIFIER_PARTS, (*FREE, *CLASSIFIER, "mlp_token")),
-    Family("convmae", "pretrain", "ConvMAE pretraining network", CONVVIT | CONV_DECODER, CONV_PARTS, like="FastConvMAE"),
-    Family("fastconvmae", "pretrain", "FastConvMAE pretraining network", CONVVIT | CONV_DECODER, CONV_PARTS, like="ConvMAE"),
-    Family("convmae", "classifier", "ConvViT classifier", CONVVIT | CLASSIFIER, CLASSIFIER_PARTS, (*FREE, *CLASSIFIER),
+    Family("tec", "pretrain", "TEC pretraining network", VIT | TEC_DECODERS | MLP_TOKEN,
+           free=(*FREE, *MLP_TOKEN, "pred_att")),
+    Family("mae", "classifier", "ViT classifier", VIT | CLASSIFIER, CLASSIFIER_PARTS, FREE_CLASSIFIER, like="TEC"),
+    Family("tec", "classifier", "TEC classifier", VIT | CLASSIFIER | MLP_TOKEN, CLASSIFIER_PARTS,
+           (*FREE_CLASSIFIER, *MLP_TOKEN)),
+    Family("convmae", "pretrain", "ConvMAE pretraining network", CONVVIT | CONV_DECODER, CONV_PARTS,
            like="FastConvMAE"),
-    Family("bootmae", "pretrain", "BootMAE pretraining network", BOOT | BOOT_DECODER,
-           parts={"final norm": ("norm.",), "decoders": ("mask_token", "de_pos_embed", "decode_", "down", "lm_head")}),
-    Family("bootmae", "classifier", "BootMAE classifier", BOOT | CLASSIFIER, CLASSIFIER_PARTS, (*FREE, *CLASSIFIER, "depth")),
-    Family("byol", "pretrain", "BYOL pretraining network", build=build_byol, free=("dim", "projection_hidden", "prediction_hidden"),
-           sizes={"resnet": resnet(f"{ENCODER}.0", *(f"{ENCODER}.{i}" for i in range(4, 9))),
-                  "dim": axis("online_network.projetion.l2.bias", 0),
-                  "projection_hidden": axis("online_network.projetion.l1.bias", 0),
-                  "prediction_hidden": axis("predictor.predictor.l1.bias", 0)}),
-    Family("byol", "classifier", "ResNet", build=build_resnet, free=("num_classes",), parts={"head": ("fc.",)},
-           sizes={"resnet": resnet("conv1", *(f"layer{i}" for i in range(1, 6))), "num_classes": among("fc.bias", "fc.1.bias")}),
-    Family("byol", "head", "BYOL projector or predictor", build=build_mlp,
-           sizes={"in_dim": fan_in("l1.weight", "l1.bias"), "hidden_dim": axis("l1.bias", 0), "out_dim": axis("l2.bias", 0)}),
+    Family("fastconvmae", "pretrain", "FastConvMAE pretraining network", CONVVIT | CONV_DECODER, CONV_PARTS,
+           like="ConvMAE"),
+    Family("convmae", "classifier", "ConvViT classifier", CONVVIT | CLASSIFIER, CLASSIFIER_PARTS, FREE_CLASSIFIER,
+           like="FastConvMAE"),
+    Family("bootmae", "pretrain", "BootMAE pretraining network", BOOT | BOOT_DECODER, BOOT_PARTS),
+    Family("bootmae", "classifier", "BootMAE classifier", BOOT | CLASSIFIER, CLASSIFIER_PARTS,
+           (*FREE_CLASSIFIER, "depth")),
+    Family("byol", "pretrain", "BYOL pretraining network", BYOL, build=build_byol,
+           free=("dim", "projection_hidden", "prediction_hidden")),
+    Family("byol", "classifier", "ResNet", RESNET, {"head": ("fc.",)}, ("num_classes",), build=build_resnet),
+    Family("byol", "head", "BYOL projector or predictor", MLP, build=build_mlp),
 )

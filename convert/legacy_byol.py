@@ -15,22 +15,23 @@ SECTIONS = {"online_backbone": "online_network.encoder.", "online_projection": "
 
 
 def match_by_order(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """Tensors (PyTorch layout) under the names of `shapes`, by position; those that follow (a classifier's head) are left out.
+    """Tensors (PyTorch layout) under the names of `shapes`, by position; those that follow (a head) are left out.
 
     Raises Refused where there are too few or a shape differs.
     """
     if len(tensors) < len(shapes):
-        raise Refused(f"{len(tensors)} tensors where the model has {len(shapes)}: the file is of another, smaller network")
+        raise Refused(f"{len(tensors)} tensors where the model has {len(shapes)}: the file is of a smaller network")
     for (theirs, value), (ours, shape) in zip(tensors.items(), shapes.items()):
         if list(value.shape) != list(shape):
-            raise Refused(f"matched by order, {theirs} {list(value.shape)} would be {ours} {list(shape)}: the file is of another network")
+            raise Refused(f"matched by order, {theirs} {list(value.shape)} would be {ours} {list(shape)}: "
+                          "the file is of another network")
     return dict(zip(shapes, tensors.values()))
 
 
 def from_legacy(tree: Mapping, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """The tensors of a legacy file under the official names; shapes: those of the whole model, in official order.
 
-    Modules that the file does not have are left out. Raises Refused where it has no online backbone, and as `match_by_order`.
+    Modules that the file does not have are left out. Raises Refused without an online backbone, and as `match_by_order`.
     """
     if "online_backbone" not in tree:
         raise Refused("no BYOL legacy file: it has no 'online_backbone'; see python -m convert inspect")

@@ -1,7 +1,8 @@
 """How a file's tree is put together again: its containers, plain values and key order, with tensors as references.
 
-A converted file carries this recipe, so that the way back needs no second map: every tensor says under which name it was
-stored and whether it was transposed. It is JSON: containers are lists that begin with their kind, scalars stand for themselves.
+A converted file carries this recipe, so that the way back needs no second map: every tensor says under which name it
+was stored and whether it was transposed. It is JSON: containers are lists that begin with their kind, scalars stand for
+themselves.
 """
 import json
 from argparse import Namespace
@@ -18,8 +19,10 @@ Place = Callable[[tuple, np.ndarray], tuple[str, bool]]   # path, tensor -> name
 
 
 def encode(tree: Any, place: Place) -> tuple[str, dict[str, np.ndarray]]:
-    """(recipe, {name: tensor as it is stored}). Numbers that a file holds as tensors (steps, counters outside of weights) are
-    written into the recipe. Names that come up twice are numbered."""
+    """(recipe, {name: tensor as it is stored}).
+
+    A tensor that `place` gives no name (a step count) is written into the recipe. A name that comes up twice gets a mark.
+    """
     tensors: dict[str, np.ndarray] = {}
 
     def walk(value: Any, path: tuple) -> Any:
@@ -60,9 +63,9 @@ def decode(recipe: str, tensors: Mapping[str, np.ndarray]) -> Any:
         if content["version"] != VERSION:
             raise Refused(f"converted by another version (recipe {content['version']}); use that one")
         return walk(content["tree"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
+    except Refused:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused(f"its recipe does not fit its tensors ({error}); convert the original file again") from None
 
 

@@ -1,7 +1,7 @@
 """Reading a network's sizes off the shapes of its weights: small measures that the families' tables are made of.
 
-A measure is called with {official key: shape} and returns a constructor argument, or None where the weights do not tell.
-It only looks at tensors whose shape is the same in both frameworks; a KeyError means that the network is another one.
+A measure is called with {official key: shape} and returns a constructor argument, or None where the weights do not
+tell. It only looks at what is the same in both frameworks; a KeyError means that the network is another one.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ def count(name: str) -> Measure:
 
 
 def ratio(hidden: str, width: Measure) -> Measure:
-    """Hidden width over width of an MLP, from the bias of its first layer: a factor that gives it back, rounded down."""
+    """Hidden width over width of an MLP, from its first layer's bias: a factor that gives it back, rounded down."""
     def measure(shapes: Shapes) -> float:
         dim, wanted = width(shapes), shapes[hidden][0]
         factor = wanted / dim
@@ -70,7 +70,7 @@ def each(*measures: Measure) -> Measure:
 
 
 def image(table: str, *kernels: str, extra: int = 0) -> Measure:
-    """Image (height, width): the grid of a position table [1, extra + N, D] times the strides of the patch convolutions.
+    """Image (height, width): the grid of a position table [1, extra + N, D] times the patch convolutions' strides.
 
     A grid that is not square cannot be told from its table: it is taken as N x 1, which has the same tensors.
     """

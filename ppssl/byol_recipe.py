@@ -29,8 +29,8 @@ RENAMED = {
     "checkpoint.save_epoch": "save_freq",
     "log.log_step": "print_freq",
 }
-READ_HERE = ("model.backbone.type", "model.projection.input_dim", "model.predictor.input_dim", "model.predictor.output_dim",
-             "amp.sync_bn", "amp.opt_level")
+READ_HERE = ("model.backbone.type", "model.projection.input_dim", "model.predictor.input_dim",
+             "model.predictor.output_dim", "amp.sync_bn", "amp.opt_level")
 FIXED = {
     "model.backbone.pretrained": (False, "nothing is downloaded here, training starts from random weights"),
     "data.use_local_dataloader": (True, "images are read from a local folder: set data.image_dir"),
@@ -39,15 +39,15 @@ FIXED = {
 }
 STORAGE = ("data.train_list", "data.val_list", "data.endpoint", "data.key_id", "data.secret_id", "data.bucket",
            "checkpoint.time_stamp", "checkpoint.ckpt_prefix", "checkpoint.ckpt_endpoint", "checkpoint.ckpt_key_id",
-           "checkpoint.ckpt_secret_id", "checkpoint.ckpt_bucket", "log.acc_log_file", "log.acc_log_png", "log.loss_log_file",
-           "log.loss_log_png", "log.lr_log_file", "log.lr_log_png")
+           "checkpoint.ckpt_secret_id", "checkpoint.ckpt_bucket", "log.acc_log_file", "log.acc_log_png",
+           "log.loss_log_file", "log.loss_log_png", "log.lr_log_file", "log.lr_log_png")
 UNREAD = ("model.projection.type", "model.predictor.type", "optimizer.type", "data.resize_size", "data.val_batch_size",
           "distributed", "world_size", "rank", "local_rank")
 AMP = {"O0": "none", "O1": "fp16"}
 
 
 def translate(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The official file's content -> (flat keys, notes on what has no effect). Raises BadRequest for what it cannot mean here."""
+    """The official file's content -> (flat keys, notes on what has no effect). BadRequest for what it cannot mean here."""
     given = flatten(content)
     known = (*RENAMED, *READ_HERE, *FIXED, *STORAGE, *UNREAD)
     for key in given:
@@ -79,9 +79,10 @@ def check_widths(given: Mapping[str, Any]) -> None:
     with LazyGuard():
         width = registry.create("classifier", given["model.backbone.type"]).width
     dim = given.get("model.projection.output_dim")
-    for key, needed in (("model.projection.input_dim", width), ("model.predictor.input_dim", dim), ("model.predictor.output_dim", dim)):
-        if given.get(key, needed) != needed:
-            raise BadRequest(f"{key} must be {needed}, not {given[key]!r}: it is the width of what comes before or is compared")
+    needed = {"model.projection.input_dim": width, "model.predictor.input_dim": dim, "model.predictor.output_dim": dim}
+    for key, value in needed.items():
+        if given.get(key, value) != value:
+            raise BadRequest(f"{key} must be {value}, not {given[key]!r}: as wide as what it takes or is compared with")
 
 
 def precision(given: Mapping[str, Any]) -> str:

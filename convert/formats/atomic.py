@@ -4,11 +4,13 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import Refused
+
+Wrote = Callable[[int], None]  # told after each tensor how many bytes it was
 
 TEMPORARY = re.compile(r"\..+\.tmp\.([0-9]{1,7})")
 
@@ -49,6 +51,10 @@ def atomic_write(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def unheard(_size: int) -> None:
+    """A `Wrote` that nobody listens to."""
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

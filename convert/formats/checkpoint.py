@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .atomic import atomic_write
+from .atomic import Wrote, atomic_write, unheard
 from .errors import Refused
 from .safetensors_files import stream
 
@@ -25,7 +25,11 @@ PIECE = 1 << 20
 
 
 def save_checkpoint(
-    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], overwrite: bool = False
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    overwrite: bool = False,
+    wrote: Wrote = unheard,
 ) -> None:
     """Write {name: array} and text metadata, sealed with a checksum; one tensor at a time is in memory.
 
@@ -38,6 +42,7 @@ def save_checkpoint(
         for piece in stream(tensors, {"format": FORMAT, "sha256": ZEROS, **metadata}):
             digest.update(piece)
             file.write(piece)
+            wrote(len(piece))
         file.seek(SEAL.start)
         file.write(digest.hexdigest().encode())
 

@@ -3,6 +3,7 @@
 import mmap
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +57,11 @@ def _open_regular(path: str | Path) -> BinaryIO:
 def _read(file: BinaryIO, verify: bool) -> Loaded:
     if os.fstat(file.fileno()).st_size == 0:
         raise Refused("is empty, not a checkpoint; copy or download it again")
-    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return replace(_parse(memoryview(mapped), file, verify), mapped=mapped)
+
+
+def _parse(data: memoryview, file: BinaryIO, verify: bool) -> Loaded:
     if data[4:9] == b"\0\0\0\0{":  # first of all: the header's length before it may begin like a pickle or a zip
         return _read_safetensors(data, file, verify)
     if data[:4] == b"PK\3\4":

@@ -1,5 +1,6 @@
 """What a weight file holds, whatever its format."""
 
+import mmap
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,3 +19,9 @@ class Loaded:
     tree: Any
     metadata: dict[str, str] = field(default_factory=dict)  # what the writer of a safetensors or ppssl file added
     parameter_names: dict[str, str] = field(default_factory=dict)  # Paddle only: {structured name: tensor name}
+    mapped: mmap.mmap | None = field(default=None, repr=False, compare=False)
+
+    def forget(self) -> None:
+        """Give the memory of what was read so far back; arrays stay valid and are read from the file again."""
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_write
+from .atomic import Wrote, atomic_write, unheard
 from .dtypes import BFLOAT16, TORCH_STORAGES, require_tensor
 from .errors import Refused
 from .loaded import Loaded
@@ -41,7 +41,7 @@ def _tensor_or_tuple(items: list) -> Any:
     return items[1] if is_tensor else tuple(items)
 
 
-def save_paddle(path: str | Path, tree: Any, overwrite: bool = False) -> None:
+def save_paddle(path: str | Path, tree: Any, overwrite: bool = False, wrote: Wrote = unheard) -> None:
     """Write `tree` (see `Loaded.tree`) for `paddle.load`, which makes a Tensor of every array; key order is kept.
 
     Raises Refused for values and element types that Paddle cannot hold, and as `atomic_write`.
@@ -49,13 +49,17 @@ def save_paddle(path: str | Path, tree: Any, overwrite: bool = False) -> None:
     plain = rebuild(tree, lambda value, where: require_tensor(value, where, TORCH_STORAGES, "Paddle"))
     with atomic_write(path, overwrite) as file:
         pickler = _Pickler(file, PROTOCOL)
+        pickler.wrote = wrote
         pickler.fast = True  # no memo, which would keep the bytes of every tensor alive
         pickler.dump(plain)
 
 
 class _Pickler(pickle.Pickler):
+    wrote: Wrote
+
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not np.ndarray:
             return NotImplemented
+        self.wrote(value.nbytes)
         stored = value.view(STORED_BFLOAT16) if value.dtype == BFLOAT16 else value
         return np.asarray(stored, order="C").__reduce__()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_write
+from .atomic import Wrote, atomic_write, unheard
 from .dtypes import SAFETENSORS_CODES, native, raw_bytes, require_tensor
 from .errors import Refused
 
@@ -109,8 +109,10 @@ def save_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    wrote: Wrote = unheard,
 ) -> None:
     """Write {name: array}; raises Refused for what safetensors cannot hold, and as `atomic_write`."""
     with atomic_write(path, overwrite) as file:
         for piece in stream(tensors, metadata or {}):
             file.write(piece)
+            wrote(len(piece))

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .atomic import atomic_write
+from .atomic import Wrote, atomic_write, unheard
 from .dtypes import TORCH_STORAGES, native, raw_bytes, require_tensor
 from .tree import rebuild
 
@@ -59,7 +59,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def save_torch(path: str | Path, tree: Any, overwrite: bool = False) -> None:
+def save_torch(path: str | Path, tree: Any, overwrite: bool = False, wrote: Wrote = unheard) -> None:
     """Write `tree` (see `Loaded.tree`) as `torch.save` would: arrays as contiguous CPU tensors; dtypes, key order kept.
 
     Raises Refused for values and element types that PyTorch files cannot hold, and as `atomic_write`.
@@ -77,6 +77,7 @@ def save_torch(path: str | Path, tree: Any, overwrite: bool = False) -> None:
         _add(archive, file, "byteorder", b"little")
         for key, array in enumerate(arrays):
             _add(archive, file, f"data/{key}", raw_bytes(array))
+            wrote(array.nbytes)
         _add(archive, file, "version", b"3\n")
 
 

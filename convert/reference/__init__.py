@@ -1,5 +1,5 @@
 """Small PyTorch forwards of the official networks on their raw state dicts, for verification.
 
-Written from the papers and the authors' files, in PyTorch's layout, sharing nothing with the Paddle models: what both compute
-alike, neither has wrong by itself.
+Written from the papers and what the authors' code does, in PyTorch's layout, sharing nothing with the Paddle models:
+what both compute alike, neither has wrong by itself.
 """

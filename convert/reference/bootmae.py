@@ -64,7 +64,8 @@ def decoder(tape: Tape, suffix: str, latent: Tensor, memory: Tensor, order: Tens
 
 def forward(tape: Tape, images: Tensor, ids_shuffle: Tensor, *, heads: int, masked: int, memory_blocks: list[int],
             eps: float = 1e-6) -> dict[str, Tensor]:
-    """images [B, 3, H, W], ids_shuffle [B, L] (the last `masked` are hidden) -> pixels [B, 3, H, W], features [B, L, C].
+    """images [B, 3, H, W], ids_shuffle [B, L] (the last `masked` are hidden) -> pixels [B, 3, H, W], features
+    [B, L, C], latent [B, 1 + K, C], mask [B, L] (1 hidden).
 
     memory_blocks: the encoder blocks whose raw outputs the pixel and the feature decoder attend to (one serves both).
     """
@@ -80,7 +81,9 @@ def forward(tape: Tape, images: Tensor, ids_shuffle: Tensor, *, heads: int, mask
     rows, columns = (images.shape[2 + axis] // kernel.shape[2 + axis] for axis in (0, 1))
     grid = pixels.transpose(1, 2).reshape(len(pixels), -1, rows, columns)
     image = F.conv_transpose2d(grid, kernel, tape.bias("lm_head.proj"), stride=tuple(kernel.shape[2:]))
-    return {"pixels": tape.keep("lm_head", image), "features": tape.linear("lm_head_1", features), "latent": latent}
+    mask = (ids_shuffle.argsort(dim=1) >= ids_shuffle.shape[1] - masked).to(images.dtype)
+    return {"pixels": tape.keep("lm_head", image), "features": tape.linear("lm_head_1", features), "latent": latent,
+            "mask": mask}
 
 
 def classifier(tape: Tape, images: Tensor, *, heads: int, eps: float = 1e-6) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor
 from convert.reference.tape import Tape
 
 EPS = 1e-5
-STAGES = range(4, 8)                                      # 0 convolution, 1 norm, 2 ReLU, 3 pooling, then the stages
+STAGES = 6                                                # as many as a network could have
 
 
 def conv_norm(tape: Tape, conv: str, norm: str, x: Tensor, training: bool, stride: int = 1) -> Tensor:
@@ -26,15 +26,22 @@ def residual(tape: Tape, name: str, x: Tensor, stride: int, training: bool) -> T
     return tape.keep(name, F.relu(x + y))
 
 
-def encoder(tape: Tape, name: str, images: Tensor, *, training: bool = False, stem_stride: int = 2,
-            pool: bool = True) -> Tensor:
+def numbered(prefix: str) -> list[str]:
+    """Names of the stem's convolution and norm and of the stages where children are numbered (2 ReLU, 3 pooling)."""
+    return [f"{prefix}.{i}" for i in (0, 1, *range(4, 4 + STAGES))]
+
+
+TORCHVISION = ["conv1", "bn1", *(f"layer{i + 1}" for i in range(STAGES))]
+
+
+def encoder(tape: Tape, names: list[str], images: Tensor, *, training: bool = False, stem_stride: int = 2) -> Tensor:
     """[B, 3, H, W] -> [B, D], the pooled feature."""
-    x = F.relu(conv_norm(tape, f"{name}.0", f"{name}.1", images, training, stem_stride))
-    x = F.max_pool2d(x, 3, 2, 1) if pool else x
-    for stage in STAGES:
-        for i in range(tape.depth(f"{name}.{stage}")):
-            x = residual(tape, f"{name}.{stage}.{i}", x, 2 if stage > STAGES[0] and i == 0 else 1, training)
-    return tape.keep(name, x.mean((2, 3)))
+    conv, norm, *stages = names
+    x = F.max_pool2d(F.relu(conv_norm(tape, conv, norm, images, training, stem_stride)), 3, 2, 1)
+    for number, stage in enumerate(stages):
+        for i in range(tape.depth(stage)):
+            x = residual(tape, f"{stage}.{i}", x, 2 if number and not i else 1, training)
+    return x.mean((2, 3))
 
 
 def mlp(tape: Tape, name: str, x: Tensor, *, training: bool = False) -> Tensor:
@@ -44,11 +51,17 @@ def mlp(tape: Tape, name: str, x: Tensor, *, training: bool = False) -> Tensor:
     return tape.keep(name, tape.linear(f"{dot}l2", x))
 
 
-def forward(tape: Tape, images: Tensor, *, training: bool = False, stem_stride: int = 2, pool: bool = True
-            ) -> dict[str, Tensor]:
-    """images [B, 3, H, W] -> features [B, D], the online net's prediction q and the target net's projection z."""
-    options = {"training": training}
-    features = encoder(tape, "online_network.encoder", images, stem_stride=stem_stride, pool=pool, **options)
-    q = mlp(tape, "predictor.predictor", mlp(tape, "online_network.projetion", features, **options), **options)
-    target = encoder(tape, "target_network.encoder", images, stem_stride=stem_stride, pool=pool, **options)
-    return {"features": features, "q": q, "target_z": mlp(tape, "target_network.projetion", target, **options)}
+def forward(tape: Tape, images: Tensor, *, training: bool = False, stem_stride: int = 2) -> dict[str, Tensor]:
+    """images [B, 3, H, W] -> features [B, D], the online net's projection and prediction q, the target's projection."""
+    modes = {"training": training}
+    features, target = (encoder(tape, numbered(f"{net}_network.encoder"), images, stem_stride=stem_stride, **modes)
+                        for net in ("online", "target"))
+    projection = mlp(tape, "online_network.projetion", features, **modes)
+    return {"features": features, "projection": projection, "q": mlp(tape, "predictor.predictor", projection, **modes),
+            "target_z": mlp(tape, "target_network.projetion", target, **modes)}
+
+
+def classify(tape: Tape, images: Tensor, *, stem_stride: int = 2) -> dict[str, Tensor]:
+    """A torchvision ResNet: images [B, 3, H, W] -> features [B, D], logits where there is a head."""
+    features = encoder(tape, TORCHVISION, images, stem_stride=stem_stride)
+    return {"features": features} | ({"logits": tape.linear("fc", features)} if "fc.weight" in tape else {})

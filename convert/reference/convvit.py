@@ -59,6 +59,8 @@ def encode(tape: Tape, images: Tensor, kept: list[Tensor], masks: list[Tensor], 
     skips = [tape.patch_conv(f"stage{i}_output_decode", y).flatten(2).transpose(1, 2)
              for i, y in enumerate((first, second), start=1)]
     x, *skips = (torch.cat([gather(t, ids) for ids in kept]) for t in (x, *skips))
+    for i, skip in enumerate(skips, start=1):
+        tape.keep(f"stage{i}_output_decode", skip)
     x = tape.vit_blocks("blocks3", x, heads, eps)
     return tape.norm("norm", sum(skips, start=x), eps)
 

@@ -1,4 +1,4 @@
-"""Block-wise masks of patches (BEiT, arXiv 2106.08254, algorithm 1), as BootMAE draws them: the count is exact."""
+"""Block-wise masks of patches (BEiT, arXiv 2106.08254, algorithm 1) as BootMAE draws them: their count is exact."""
 import math
 import random
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ ASPECT = 0.3                                              # of a block, at least
 class BlockMask:
     """Masks of `count` patches of a grid (rows, columns), as a union of rectangles.
 
-    A rectangle's area is drawn between `smallest` and what is still to be masked, at most `largest` (default: count). It
-    is narrower and lower than the grid. Calling it raises ValueError where no such rectangle can be found. The order of
-    draws is the official one. Source: LightDXY/BootMAE `masking_generator.py`.
+    A rectangle's area is drawn between `smallest` and what is still to be masked, at most `largest` (default: count).
+    It is narrower and lower than the grid. Calling it raises ValueError where no such rectangle can be found. The
+    order of draws is the official one. Source: LightDXY/BootMAE `masking_generator.py`.
     """
     grid: tuple[int, int]
     count: int
@@ -43,7 +43,7 @@ class BlockMask:
             if height < rows and width < columns:
                 top, left = draws.randint(0, rows - height), draws.randint(0, columns - width)
                 block = mask[top:top + height, left:left + width]
-                new = height * width - int(block.sum())
+                new = height * width - np.count_nonzero(block)
                 if 0 < new <= most:
                     block[:] = 1
                     return new

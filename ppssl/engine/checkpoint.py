@@ -22,13 +22,16 @@ OPTIMIZER = "optimizer"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint file holds. tensors: {section: {name: array}}, sections 'model', 'optimizer' and a method's own."""
+    """What a checkpoint file holds. tensors: {section: {name: array}}, sections 'model', 'optimizer' and a method's own.
+
+    world: the number of ranks that wrote it; None where it comes from another framework.
+    """
     tensors: dict[str, dict[str, np.ndarray]]
     progress: Progress
     optimizer_steps: int
     scaler: LossScale | None
     config: dict
-    world: int
+    world: int | None
 
 
 def path_of(folder: Path, progress: Progress, batches: int) -> Path:
@@ -43,19 +46,28 @@ def found(folder: Path) -> list[Path]:
     return sorted(named, key=lambda p: tuple(int(n) for n in NAME.fullmatch(p.name).groups()))
 
 
-def save(path: Path, method, optimizer, progress: Progress, scaler: LossScale | None, world: int) -> None:
-    """Write one checkpoint. Raises Refused where the disk does not take it; nothing is left behind then."""
+def save(path: Path, method, optimizer, progress: Progress, scaler: LossScale | None, world: int,
+         batches: int | None = None) -> None:
+    """Write one checkpoint. Raises Refused where the disk does not take it; nothing is left behind then.
+
+    batches: micro-batches of an epoch, which tell a converter whether the epoch is finished.
+    """
     tensors = {f"{section}.{name}": t.numpy() for section, layer in method.layers().items() for name, t in layer.state_dict().items()}
     tensors |= {f"{OPTIMIZER}.{key}": t.numpy() for key, t in optimizer.state().items()}
-    state = {"progress": asdict(progress), "optimizer_steps": optimizer.steps, "world": world,
+    state = {"progress": asdict(progress), "optimizer_steps": optimizer.steps, "world": world, "batches": batches,
              "scaler": asdict(scaler) if scaler else None}
     metadata = {"state": json.dumps(state), "config": json.dumps(method.config.flat())}
     save_checkpoint(path, tensors, metadata, overwrite=True)
 
 
 def read(path: Path) -> Snapshot:
-    """A checkpoint of this project, its checksum verified. Raises Refused."""
-    return snapshot(load(path), path)
+    """A checkpoint of this project, its checksum verified, or one of the authors' PyTorch code, converted. Raises Refused."""
+    loaded = load(path)
+    if loaded.format.startswith("torch"):
+        from convert.conversion import in_memory
+
+        loaded = in_memory(loaded, path)
+    return snapshot(loaded, path)
 
 
 def snapshot(loaded: Loaded, path: Path) -> Snapshot:
@@ -82,7 +94,12 @@ def newest(folder: Path) -> Iterator[tuple[Path, Snapshot]]:
 
 
 def check_same_run(snap: Snapshot, config: Config, world: int) -> None:
-    """The same steps over the same data order as before, or BadRequest."""
+    """The same steps over the same data order as before, or BadRequest.
+
+    A state from another framework had another data order anyway, and begins at an epoch's edge: it continues with any.
+    """
+    if snap.world is None:
+        return
     pairs = {"ranks": (snap.world, world), "--seed": (snap.config["seed"], config.run.seed)}
     pairs |= {f"--{key}": (snap.config[key], getattr(config.train, key)) for key in ("batch_size", "accum_iter")}
     for what, (before, now) in pairs.items():

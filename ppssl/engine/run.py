@@ -67,16 +67,19 @@ def evaluate_all(config: Config, method, loader: Loader, amp: str | None) -> dic
 
 def evaluate_only(config: Config) -> dict[str, float]:
     """--eval: load the weights of --resume (every tensor) or --finetune, and evaluate on val/."""
-    if not config.run.resume and not config.options.finetune:
+    path = config.run.resume
+    if path == "auto":
+        path, _ = next(checkpoint.newest(Path(config.run.output_dir)), ("", None))
+    if not path and not config.options.finetune:
         raise BadRequest("--eval needs the weights: give --resume CKPT (or --finetune CKPT)")
     dist.start(config.run.device)
     config = with_classes(config, len(image_folder(config.data.data_path, "val").classes))
     method = methods.get(config.task, config.method)(config, world=dist.world())
-    if config.run.resume:
+    if path:
         try:
-            assign_all(method.model, read_weights(config.run.resume, method.model))
+            assign_all(method.model, read_weights(path, method.model))
         except ValueError as error:
-            raise BadRequest(f"{config.run.resume} is not a checkpoint of {config.model}: {error}") from None
+            raise BadRequest(f"{path} is not a checkpoint of {config.model}: {error}") from None
     warm()
     results = evaluate_all(config, method, eval_loader(config, method, "val"), autocast_dtype(config.run.amp))
     if dist.is_main():
@@ -199,7 +202,7 @@ class Training:
         self.reporter.flush()
         if self.folder and dist.is_main():
             path = checkpoint.path_of(self.folder, self.progress, len(self.loader))
-            checkpoint.save(path, self.method, self.optimizer, self.progress, self.scaler, dist.world())
+            checkpoint.save(path, self.method, self.optimizer, self.progress, self.scaler, dist.world(), len(self.loader))
             if best:
                 checkpoint.keep_as_best(path)
             checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.save_freq)

@@ -15,11 +15,11 @@ class ScheduleOptions:
     lr_scheduler: str = option("cos", "cos, or step: the peak, and a tenth of it over the last 100 epochs")
     warmup_steps: int = option(-1, "optimizer steps of warm-up, used instead of --warmup_epochs where positive")
     weight_decay_end: float | None = option(None, "where the cosine of the weight decay ends (default: it stays)")
-    imagenet_default_mean_and_std: bool = option(False, "normalise with ImageNet's mean and deviation instead of 0.5")
+    imagenet_default_mean_and_std: bool = option(False, "normalise with ImageNet's mean and deviation, not with 0.5")
 
 
 class BootSchedules:
-    """Mixin of methods with `ScheduleOptions`. Source: LightDXY/BootMAE `run_pretraining.py`, `run_class_finetuning.py`."""
+    """Mixin of the methods with `ScheduleOptions`. Sources: LightDXY/BootMAE `run_pretraining.py`, `utils.py`."""
 
     accepted = {
         "abs_pos_emb": (False, "position tables are fixed sines and cosines"),
@@ -29,6 +29,7 @@ class BootSchedules:
         "warmup_lr": (True, "the warm-up starts at 0"),
         "momentum": (True, "it belongs to SGD"),
         "auto_resume": (False, "it is the default: --resume auto"),
+        "data": (True, "images come from the class folders of --data_path"),
     }
 
     def check_schedules(self) -> None:
@@ -37,7 +38,7 @@ class BootSchedules:
         if o.lr_scheduler not in ("cos", "step"):
             raise BadRequest(f"--lr_scheduler must be cos or step, not {o.lr_scheduler}")
         if o.lr_scheduler == "step" and train.epochs < DROP_EPOCHS + train.warmup_epochs:
-            raise BadRequest(f"--lr_scheduler step needs {DROP_EPOCHS} epochs beside the warm-up: raise --epochs or use cos")
+            raise BadRequest(f"--lr_scheduler step needs {DROP_EPOCHS} epochs after the warm-up: raise --epochs or use cos")
 
     @property
     def mean(self) -> tuple:

@@ -3,7 +3,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-from ppssl.config import Config, option
+from ppssl.config import Config, Train, option
 from ppssl.errors import BadRequest
 from ppssl.methods import finetune
 from ppssl.methods.boot_common import BootSchedules, ScheduleOptions
@@ -17,9 +17,9 @@ HEAD_STD = 0.02                                           # times --init_scale
 @dataclass(frozen=True)
 class Options(ScheduleOptions, finetune.Options):
     """Keys of BootMAE's finetuning, with its official names."""
-    global_pool: bool = option(True, "classify the mean patch token; --use_cls takes the cls token", alias="use_mean_pooling",
-                               negative="use_cls")
-    model_key: str = option("model|module", "section of the --finetune file, the first present one; model_ema is the teacher")
+    global_pool: bool = option(True, "classify the mean patch token; --use_cls takes the cls token",
+                               alias="use_mean_pooling", negative="use_cls")
+    model_key: str = option("model|module", "section of the --finetune file, the first present; model_ema: the teacher")
     model_prefix: str = option("", "what the names of the file's tensors begin with")
     init_scale: float = option(0.001, "factor of the new head's weights")
     backbone_decay: float = option(1.0, "factor of all learning rates but the head's")
@@ -32,6 +32,7 @@ class BootFinetune(BootSchedules, finetune.Finetune):
     defaults = {"batch_size": 64, "epochs": 30, "lr": 5e-4, "min_lr": 1e-6, "warmup_epochs": 5, "layer_decay": 0.9,
                 "color_jitter": 0.4, "save_freq": 5, "resume": "auto"}
     accepted = BootSchedules.accepted | {
+        "data_set": (True, "images come from the class folders of --data_path"),
         "eval_all": (False, "every epoch is evaluated, the average included"),
         "disable_weight_decay_on_rel_pos_bias": (False, "the networks have no relative positions"),
     }
@@ -39,11 +40,11 @@ class BootFinetune(BootSchedules, finetune.Finetune):
     def __init__(self, config: Config, model=None, world: int = 1):
         super().__init__(config, model, world)
         self.check_schedules()
-        if config.train.lr is None:
-            raise BadRequest("BootMAE's finetuning takes the learning rate itself: give --lr")
-        small = max(config.data.input_size) < 384
+        if config.train.lr is None or config.train.blr != Train.blr:
+            raise BadRequest("BootMAE's finetuning takes the learning rate as it is: give --lr, not --blr")
+        crop_pct = self.options.crop_pct or (224 / 256 if max(config.data.input_size) < 384 else 1.0)
         self.transform = dataclasses.replace(self.transform, mean=self.mean)
-        self.eval_transform = dataclasses.replace(self.eval_transform, crop_pct=self.options.crop_pct or (224 / 256 if small else 1.0))
+        self.eval_transform = dataclasses.replace(self.eval_transform, crop_pct=crop_pct)
 
     def prepare(self) -> None:
         """Start the head, then load what the file has; a head of the same number of classes is kept."""
@@ -51,7 +52,8 @@ class BootFinetune(BootSchedules, finetune.Finetune):
         Classification.prepare(self)
 
     def load(self, path: str) -> list[str]:
-        return fit_encoder(self.model, read_encoder(path, self.model, self.options.model_key, self.options.model_prefix), path)
+        o = self.options
+        return fit_encoder(self.model, read_encoder(path, self.model, o.model_key, o.model_prefix), path)
 
     def groups(self):
         """Layer i of L learns at backbone_decay * layer_decay ** (L - i) of the rate, the head at the rate itself.

@@ -25,6 +25,7 @@ class BootLinearProbe(linprobe.LinearProbe):
     """LARS on the head alone. Source: LightDXY/BootMAE `main_linprobe.py`."""
 
     name, title, families, Options = "bootmae", "BootMAE linear probing", ("bootmae",), Options
+    accepted = {"data": (True, "images come from the class folders of --data_path")}
     mean, std = INCEPTION_MEAN, INCEPTION_STD
 
     def build_model(self):
@@ -39,8 +40,9 @@ class BootLinearProbe(linprobe.LinearProbe):
     def load(self, path: str) -> list[str]:
         tensors = read_encoder(path, self.model, self.options.model_key)
         kept = {key: value for key, value in tensors.items() if not self.is_cut(key)}
-        said = fit_encoder(self.model, kept, path)
-        return said + [f"  {len(tensors) - len(kept)} tensors beyond block {self.model.num_blocks} left out"] * (len(kept) < len(tensors))
+        cut = len(tensors) - len(kept)
+        left_out = [f"  {cut} tensors beyond block {self.model.num_blocks} left out"] if cut else []
+        return fit_encoder(self.model, kept, path) + left_out
 
     def is_cut(self, key: str) -> bool:
         """Whether a tensor belongs to a block beyond the kept ones."""

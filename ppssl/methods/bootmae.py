@@ -29,7 +29,7 @@ class Options(ScheduleOptions):
     num_mask_patches: int = option(120, "patches of the block mask")
     min_mask_patches_per_block: int = option(16, "smallest area of a block, in patches")
     max_mask_patches_per_block: int = option(60, "most patches that one block adds")
-    feature_weight: float = option(0.0, "weight of the feature loss after the first quarter of the run; has to be given")
+    feature_weight: float = option(0.0, "weight of the feature loss after the run's first quarter; has to be given")
     weight_mask: bool = option(False, "weigh patches amid other hidden ones more, up to twice")
     model_ema: bool = option(False, "the teacher, a moving average of the network; has to be given")
     model_ema_decay: float = option(0.999, "its decay in the first epoch, growing to 0.9999 at epoch 100")
@@ -39,9 +39,10 @@ class Options(ScheduleOptions):
 
 
 class BootMAE(BootSchedules, Pretraining):
-    """Two losses on the hidden patches: normalised pixels, and a teacher's features. Source: LightDXY/BootMAE `run_pretraining.py`.
+    """Two losses on the hidden patches: normalised pixels, and a teacher's features.
 
     --lr (or --blr) is the peak rate for 256 images; --min_lr is not scaled.
+    Source: LightDXY/BootMAE `run_pretraining.py`.
     """
 
     name, title, families, Options = "bootmae", "BootMAE pretraining", ("bootmae",), Options
@@ -58,9 +59,11 @@ class BootMAE(BootSchedules, Pretraining):
     def __init__(self, config: Config, model=None, world: int = 1):
         super().__init__(config, model, world)
         train, o = config.train, self.options
-        self.peak_lr = scale_lr(train.blr if train.lr is None else train.lr, train.batch_size, train.accum_iter, world)
+        base_lr = train.blr if train.lr is None else train.lr
+        self.peak_lr = scale_lr(base_lr, train.batch_size, train.accum_iter, world)
         self.check_schedules()
         self.check_losses()
+        self.mask_num = int(o.mask_num)
         self.transform = PretrainTransform(config.data.input_size, scale=(o.resize_scale, 1.0))
         self.block_mask = self.build_block_mask()
         self.teacher = WeightAverage(self.model)
@@ -79,10 +82,11 @@ class BootMAE(BootSchedules, Pretraining):
         """The masks' distribution, tried once. Raises BadRequest where it has none."""
         o = self.options
         try:
-            masks = BlockMask(self.model.patch_embed.grid, o.num_mask_patches, o.min_mask_patches_per_block, o.max_mask_patches_per_block)
+            masks = BlockMask(self.model.patch_embed.grid, o.num_mask_patches, o.min_mask_patches_per_block,
+                              o.max_mask_patches_per_block)
             masks(random.Random(0))
         except ValueError as error:
-            raise BadRequest(f"{error}: lower --num_mask_patches and the --min_ and --max_mask_patches_per_block") from None
+            raise BadRequest(f"{error}: lower --num_mask_patches and --min_mask_patches_per_block") from None
         return masks
 
     def build_model(self):
@@ -96,46 +100,49 @@ class BootMAE(BootSchedules, Pretraining):
         return AdamW(groups, betas=(0.9, 0.95))
 
     def sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """image [H, W, 3] uint8 -> the augmented crop, block mask [h, w], and the noise [h * w] and roll that order its patches.
+        """image [H, W, 3] uint8 -> the augmented crop, its block mask [h, w], and the noise [h * w] and roll of its order.
 
-        The official code draws one roll for a batch; here each image has its own, so that it does not depend on how images are
-        shared out to ranks and micro-batches.
+        The official code draws one roll for a batch; here each image has its own, so that it does not depend on how
+        images are shared out to ranks and micro-batches.
         """
-        return {"image": self.transform(image, rng), "blocks": self.block_mask(random.Random(int(rng.integers(2 ** 62)))),
-                "noise": rng.random(self.model.num_patches, np.float32), "roll": rng.integers(MAX_ROLL, endpoint=True)}
+        return {"image": self.transform(image, rng),
+                "blocks": self.block_mask(random.Random(int(rng.integers(2 ** 62)))),
+                "noise": rng.random(self.model.num_patches, np.float32),
+                "roll": rng.integers(MAX_ROLL, endpoint=True)}
 
     def order(self, batch: dict):
         """The order [B, L] of a batch's patches."""
         return shuffled_order(batch["blocks"].flatten(1), batch["noise"], batch["roll"])
 
     def loss(self, forward, batch: dict, clock: Clock):
-        o, images, order = self.options, self.images(batch), self.order(batch)
+        o, images, order, patches = self.options, self.images(batch), self.order(batch), self.model.patch_embed
         with paddle.no_grad():
             target = self.teacher.network.patch_features(images)
-            weight = patch_weights(order, int(o.mask_num), self.model.patch_embed.grid, o.weight_mask)
-        pixels, features = forward(images, order, int(o.mask_num))
-        share = int(o.mask_num) / order.shape[1]
-        pixel_loss = (weight * pixel_errors(pixels, images, self.model.patch_embed.patch_size)).mean() / share
+            weight = patch_weights(order, self.mask_num, patches.grid, o.weight_mask)
+        pixels, features = forward(images, order, self.mask_num)
+        share = self.mask_num / order.shape[1]
+        pixel_loss = (weight * pixel_errors(pixels, images, patches.patch_size)).mean() / share
         feature_loss = (weight * feature_errors(features, target)).mean() / share
         loss = pixel_loss + feature_ramp(clock.epoch, o.feature_weight, self.config.train.epochs) * feature_loss
         return loss, {"loss": loss, "pixel_loss": pixel_loss, "feature_loss": feature_loss}
 
     def after_step(self, clock: Clock) -> None:
-        self.teacher.update(teacher_decay(clock.epoch, self.options.model_ema_decay, self.options.model_ema_dynamic))
+        o = self.options
+        self.teacher.update(teacher_decay(clock.epoch, o.model_ema_decay, o.model_ema_dynamic))
 
     def layers(self) -> dict:
         return {"model": self.model, "ema": self.teacher.network}
 
     def reconstruct(self, batch: dict):
-        order, mask_num = self.order(batch), int(self.options.mask_num)
-        pixels, _ = self.model(self.images(batch), order, mask_num)
-        return pixels, hidden_mask(order, mask_num)[0], True
+        order = self.order(batch)
+        pixels, _ = self.model(self.images(batch), order, self.mask_num)
+        return pixels, hidden_mask(order, self.mask_num)[0], True
 
 
 def patch_weights(order, mask_num: int, grid: tuple[int, int], favour_centres: bool):
     """Weight [B, L] of each patch in both losses: 1 where hidden, else 0.
 
-    With `favour_centres` 1 + the share of hidden patches among its 3x3 neighbourhood, beyond the border none being hidden.
+    With `favour_centres` 1 + the share of hidden patches in its 3x3 neighbourhood, of which none is beyond the border.
     """
     mask = hidden_mask(order, mask_num)[0].reshape([-1, 1, *grid])
     if favour_centres:

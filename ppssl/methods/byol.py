@@ -22,18 +22,21 @@ class Options:
     base_momentum: float = option(0.99, "the target's momentum at the start; it ends at 1")
     momentum: float = option(0.9, "momentum of LARS")
     exclude_bias_and_bn: bool = option(True, "no decay and no adaptation for biases and batch norms")
-    num_examples: int | None = option(None, "images of an epoch as the schedules count them (default: what whole batches hold)")
+    num_examples: int | None = option(None, "images of an epoch in the schedules (default: those that fill whole batches)")
     projection_dim: int | None = option(None, "width of projections and predictions (default: the model's own)")
     projection_hidden: int | None = option(None, "hidden width of the projector (default: the model's own)")
     prediction_hidden: int | None = option(None, "hidden width of the predictor (default: the model's own)")
 
 
 class BYOL(Pretraining):
-    """Predict the target's projection of one view from the other, both ways; LARS. Source: blankWorld/BYOL-PyTorch `trainer/`."""
+    """Predict the target's projection of one view from the other, both ways; LARS.
+
+    Source: blankWorld/BYOL-PyTorch `trainer/byol_trainer.py`.
+    """
 
     name, title, families, Options = "byol", "BYOL pretraining", ("byol",), Options
-    defaults = {"batch_size": 128, "epochs": 300, "warmup_epochs": 10, "blr": 0.3, "weight_decay": 1e-6, "num_workers": 8, "amp": "none",
-                "print_freq": 10}
+    defaults = {"batch_size": 128, "epochs": 300, "warmup_epochs": 10, "blr": 0.3, "weight_decay": 1e-6, "num_workers": 8,
+                "amp": "none", "print_freq": 10}
 
     def __init__(self, config: Config, model: BYOLModel | None = None, world: int = 1):
         if config.train.min_lr:
@@ -44,7 +47,8 @@ class BYOL(Pretraining):
 
     def build_model(self) -> BYOLModel:
         o = self.options
-        widths = {"dim": o.projection_dim, "projection_hidden": o.projection_hidden, "prediction_hidden": o.prediction_hidden}
+        widths = {"dim": o.projection_dim, "projection_hidden": o.projection_hidden,
+                  "prediction_hidden": o.prediction_hidden}
         model = registry.create("pretrain", self.config.model, **{k: v for k, v in widths.items() if v is not None})
         model.align_target()
         return model
@@ -54,11 +58,11 @@ class BYOL(Pretraining):
         return {"views": self.transform(image, rng)}
 
     def loss(self, forward, batch: dict, clock: Clock):
-        """The mean of both directions. The target moves before its own pass, and before this step's update of the online net.
+        """The mean of both directions. The target moves before its own pass and before the online network's step.
 
         Both networks see both views as one batch, so batch norms take their statistics over the two together.
         """
-        first, second = (normalize(view, self.mean, self.std) for view in batch["views"].unbind(1))                     # each [B, 3, H, W]
+        first, second = (normalize(v, self.mean, self.std) for v in batch["views"].unbind(1))      # each [B, 3, H, W]
         predictions = forward(paddle.concat([first, second]))
         if clock.batch % self.config.train.accum_iter == 0:
             self.model.update_target(self.target_momentum(clock))
@@ -68,8 +72,8 @@ class BYOL(Pretraining):
         return loss, {"loss": loss}
 
     def rates(self, clock: Clock) -> tuple[float, None]:
-        train = self.config.train
-        return byol_lr(clock.step, self.peak_lr, self._steps(train.warmup_epochs, clock), self._steps(train.epochs, clock)), None
+        warmup, total = (self._steps(e, clock) for e in (self.config.train.warmup_epochs, self.config.train.epochs))
+        return byol_lr(clock.step, self.peak_lr, warmup, total), None
 
     def target_momentum(self, clock: Clock) -> float:
         return byol_momentum(clock.step, self.options.base_momentum, self._steps(self.config.train.epochs, clock))

@@ -27,7 +27,10 @@ class Options(ClassifyOptions):
 
 
 class LinearEvaluation(LinearProbe):
-    """SGD with momentum 0.9, a cosine from 1 to 0 over 100 epochs, bilinear crops. Source: blankWorld/BYOL-PyTorch `readme.md`."""
+    """SGD with momentum 0.9, a cosine from 1 to 0 over 100 epochs, bilinear crops.
+
+    Source: blankWorld/BYOL-PyTorch `readme.md`, `data/byol_transform.py`.
+    """
 
     name, title, families, Options = "byol_linear", "Linear evaluation of BYOL", ("byol",), Options
     defaults = {"batch_size": 256, "epochs": 100, "warmup_epochs": 0, "blr": 1.0, "weight_decay": 0.0}
@@ -42,7 +45,7 @@ class LinearEvaluation(LinearProbe):
         return registry.create("classifier", self.config.model, num_classes=self.num_classes)
 
     def prepare(self) -> None:
-        """Load the encoder and freeze it, start the linear layer anew. A dry run says that the file is missing and goes on."""
+        """Load the encoder and freeze it, start the linear layer anew. A dry run goes on without the file and says so."""
         init_linear(self.model.head, self.head_std)
         path = self.options.finetune
         if path and self.config.dry_run and not os.path.exists(path):
@@ -75,7 +78,8 @@ def load_backbone(model: ResNet, path: str, with_head: bool = False) -> str:
     return f"{path}: encoder loaded{how}"
 
 
-def backbone_tensors(state: Mapping[str, np.ndarray], shapes: Mapping[str, list[int]]) -> tuple[dict[str, np.ndarray], str]:
+def backbone_tensors(state: Mapping[str, np.ndarray],
+                     shapes: Mapping[str, list[int]]) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of a file under torchvision's names, and how they were found; shapes: the classifier's own.
 
     A file without any known name is taken by order, as the authors' legacy file has to be. Raises Refused.
@@ -86,4 +90,5 @@ def backbone_tensors(state: Mapping[str, np.ndarray], shapes: Mapping[str, list[
         return counters | online, " (the online network's)"
     if any(k in shapes for k in state):
         return counters | dict(state), ""
-    return match_by_order(state, {k: s for k, s in shapes.items() if not k.startswith("fc.")}), " (names unknown: matched by order)"
+    own = {k: s for k, s in shapes.items() if not k.startswith("fc.")}
+    return match_by_order(state, own), " (names unknown: matched by order)"

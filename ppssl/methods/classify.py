@@ -112,11 +112,11 @@ def fit_position_table(model, tensors: dict[str, np.ndarray]) -> list[str]:
 def check_complete(model, report: LoadReport, path: str) -> None:
     """BadRequest unless only the tensors that the official code leaves at their start are missing."""
     lost = [k for k in report.missing if not k.startswith(model.not_pretrained)]
+    if report.mismatched:
+        raise BadRequest(f"{path} is of another size: {', '.join(report.mismatched[:3])} differ in shape; choose the --model it was trained as")
     if not report.loaded or len(lost) > len(report.loaded):
         raise BadRequest(f"{path} holds no encoder for this model ({len(lost)} of its tensors are missing, first {lost[0]}): "
                          "give a pretraining checkpoint of the same family, or see python -m convert inspect")
-    if report.mismatched:
-        raise BadRequest(f"{path} is of another size: {', '.join(report.mismatched[:3])} differ in shape; choose the --model it was trained as")
     if lost or report.unexpected:
         raise BadRequest(f"{path} does not fit: missing {lost[:3]}, unknown {list(report.unexpected[:3])}; choose the --model it was trained as")
 

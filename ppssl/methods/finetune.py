@@ -130,6 +130,6 @@ def check_token_mlp(path: str, wanted: bool) -> None:
     --mlp_token asks for one that the file does not hold."""
     held = any(key.startswith("cls_token_mlp.") for key in read_weights(path, nn.Layer()))
     if held and not wanted:
-        print(f"warning: {path} holds a token MLP, and without --mlp_token its cls token goes in raw: add --mlp_token", flush=True)
+        print(f"warning: {path} holds a token MLP, without which its cls token means nothing: add --mlp_token", flush=True)
     if wanted and not held:
         raise BadRequest(f"{path} holds no token MLP (cls_token_mlp): leave out --mlp_token")

@@ -7,6 +7,7 @@ from ppssl.config import Config, option
 from ppssl.data.transforms import PretrainTransform
 from ppssl.methods.base import Pretraining
 from ppssl.models import registry
+from ppssl.models.fastconvmae import FastConvMAE, count_views
 from ppssl.optim.schedules import Clock
 
 
@@ -25,6 +26,8 @@ class MAE(Pretraining):
     def __init__(self, config: Config, model=None, world: int = 1):
         super().__init__(config, model, world)
         self.transform = PretrainTransform(config.data.input_size)
+        if isinstance(self.model, FastConvMAE):
+            count_views(self.model.num_patches, self.options.mask_ratio)                       # refuses before anything runs
 
     def build_model(self):
         return registry.create("pretrain", self.config.model, img_size=self.config.data.input_size,
@@ -39,5 +42,7 @@ class MAE(Pretraining):
         return loss, {"loss": loss}
 
     def reconstruct(self, batch: dict):
-        _, pred, mask = self.model(self.images(batch), batch["noise"], self.options.mask_ratio)
-        return self.model.to_image(pred), mask, self.options.norm_pix_loss
+        images = self.images(batch)
+        _, pred, mask = self.model(images, batch["noise"], self.options.mask_ratio)
+        first = slice(images.shape[0])                                                         # of several views of an image
+        return self.model.to_image(pred[first]), mask[first], self.options.norm_pix_loss

@@ -15,7 +15,7 @@ class Options:
     """Keys of TEC, with its official names."""
     basemodel: str = option("", "base model: mae1kbase, mae1klarge, mae1k300ep or ibot1kbase")
     basemodel_ckpt: str = option("", "file with the base model: any ViT as wide as the new one, in any format")
-    checkpoint_dir: str = option("", "folder of named base models' files (default: $PPSSL_CHECKPOINTS or ./checkpoints)")
+    checkpoint_dir: str = option("", "folder of named base models (default: $PPSSL_CHECKPOINTS, else ./checkpoints)")
     mask_ratio: float = option(0.75, "share of patches that are removed")
     mlp_token: bool = option(False, "pass the cls token through an MLP (input adapter)")
     pred_att: bool = option(False, "also predict the base model's attention")
@@ -46,8 +46,11 @@ class TEC(MAE):
 
     def build_model(self):
         """The new model. TEC's commands use MAE's model names."""
-        o, size = self.options, self.config.model.removeprefix("mae_").removeprefix("tec_")
-        return registry.create("pretrain", f"tec_{size}", img_size=self.config.data.input_size, mlp_token=o.mlp_token,
+        o, name = self.options, "tec_" + self.config.model.removeprefix("mae_").removeprefix("tec_")
+        known = [e.name for e in registry.entries("pretrain") if e.family == "tec"]
+        if name not in known:
+            raise BadRequest(f"TEC has no model of the size of {self.config.model}: there are {', '.join(known)}")
+        return registry.create("pretrain", name, img_size=self.config.data.input_size, mlp_token=o.mlp_token,
                                pred_att=o.pred_att, att_tau=o.att_tau)
 
     def loss(self, forward, batch: dict, clock: Clock):

@@ -47,7 +47,7 @@ def checkpoint_folder(given: str) -> Path:
 
 
 def build_base(model, name: str, ckpt: str, folder: Path, dry_run: bool) -> BaseModel:
-    """The frozen base model for the new model `model`: the ViT in the file `ckpt`, else `name` from its file in `folder`.
+    """The frozen base model for the new model `model`: the ViT in the file `ckpt`, else `name` from a file in `folder`.
 
     A dry run says that the file is missing and goes on with random weights. Raises BadRequest: no base model was named
     or it is unknown, its file is missing, holds no ViT, or is of another width, depth or patch size. Raises Refused.
@@ -131,12 +131,12 @@ def load_base(base: BaseModel, path: Path) -> list[str]:
 
 
 def refuse_misfit(base: BaseModel, tensors: dict[str, np.ndarray], report: LoadReport, path: Path) -> None:
-    """BadRequest where a tensor has another shape, is missing, or is unknown and not what the official code leaves off."""
+    """BadRequest where a tensor has another shape, is missing, or is unknown and not one that is left off."""
     missing, unfit = [k for k in report.missing if not k.startswith(UNUSED)], f"{path} does not fit as base model: "
     if report.mismatched:
         key = report.mismatched[0]
-        raise BadRequest(f"{unfit}its {key} is {list(tensors[key].shape)}, and {base.state_dict()[key].shape} is needed "
-                         "for this --model: base and new model must be equally wide, with equal patches")
+        raise BadRequest(f"{unfit}its {key} is {list(tensors[key].shape)}, not {base.state_dict()[key].shape} as this "
+                         "--model asks for: base and new model must be equally wide, with equal patches")
     if missing or report.unexpected:
         folded = "cls_token_mlp.fc1.weight" not in tensors
         raise BadRequest(f"{unfit}missing {missing[:2]}, unknown {list(report.unexpected[:2])}: give a plain ViT "

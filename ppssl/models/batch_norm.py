@@ -1,7 +1,7 @@
 """Batch normalisation with PyTorch's running statistics, its batch statistics taken over all ranks.
 
-Paddle's own running variance is biased on CPU, and its synchronised kernel exists on GPU only. So its kernels are used for what
-they put out and the running statistics are kept here; several ranks on CPU have a layer of their own.
+Paddle's own running variance is biased on CPU, and its synchronised kernel exists on GPU only. So its kernels are used
+for what they put out and the running statistics are kept here; several ranks on CPU have a layer of their own.
 """
 import paddle
 import paddle.nn.functional as F
@@ -35,7 +35,7 @@ class _NormalizeOverRanks(PyLayer):
     @staticmethod
     def backward(ctx, dy, _mean, _inv_std):
         normed, inv_std, weight = ctx.saved_tensor()
-        own = paddle.stack([channel_sums(dy), channel_sums(dy * normed)])      # this rank's: gradients are averaged elsewhere
+        own = paddle.stack([channel_sums(dy), channel_sums(dy * normed)])      # this rank's: they are averaged elsewhere
         along, across = (s.reshape(ctx.shape) for s in (sum_over_ranks(own.clone()) / ctx.count).unbind(0))
         dx = (dy - along - normed * across) * (inv_std * weight).reshape(ctx.shape)
         return dx, own[1], own[0]
@@ -52,9 +52,9 @@ def normalize(x, weight, bias, eps: float):
 
 
 class BatchNorm(nn.Layer):
-    """Over the channels of [B, C] or [B, C, H, W]. Buffers and their names are PyTorch's, so is the unbiased running variance.
+    """Over the channels of [B, C] or [B, C, H, W]. Buffers, their names and the unbiased running variance are PyTorch's.
 
-    Where a channel's batch statistics are not finite, its running ones stay. Every rank has to hold equally many values.
+    Where a channel's batch statistics are not finite, its running ones stay. Every rank has to hold as many values.
     Source: torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm.
     """
 

@@ -1,4 +1,4 @@
-"""BootMAE's transformer blocks: attention with BEiT's separate query and value biases, decoder blocks with cross-attention."""
+"""BootMAE's blocks: attention with BEiT's separate query and value biases, decoder blocks with cross-attention."""
 import math
 from typing import NamedTuple
 
@@ -24,12 +24,12 @@ def pretraining_inits(dim: int, num_heads: int) -> Inits:
 
 
 def classifier_inits(layer: int) -> Inits:
-    """BEiT's: standard deviation 0.02, in what ends a branch of block `layer` (from 0) divided by sqrt(2 (layer + 1))."""
+    """BEiT's: deviation 0.02, and 0.02 / sqrt(2 (layer + 1)) in what ends a branch of block `layer` (from 0)."""
     return Inits(normal(), normal(), normal(0.02 / math.sqrt(2 * (layer + 1))))
 
 
 def truncated_normal(shape: list[int], std: float, cut: float) -> I.Initializer:
-    """Normal(0, std) restricted to (-cut, cut), by the inverse of its distribution: Paddle's own differs between releases."""
+    """Normal(0, std) restricted to (-cut, cut), by the inverse of its distribution: Paddle's own differs by release."""
     edge = math.erf(cut / (std * math.sqrt(2)))
     return I.Assign((std * math.sqrt(2) * paddle.erfinv(paddle.uniform(shape, min=-edge, max=edge))).numpy())
 
@@ -39,16 +39,16 @@ def inner_width(dim: int, num_heads: int) -> int:
     return num_heads * (dim // num_heads)
 
 
-def zeros(layer: nn.Layer, width: int):
-    """A 1-D parameter that starts at 0."""
+def free_bias(layer: nn.Layer, width: int):
+    """A 1-D parameter of `layer` that starts at 0."""
     return token(layer, width, init=I.Constant(0.0))
 
 
 def attend(query, key, value):
     """query [B, N, heads, d], key and value [B, M, heads, d] -> [B, N, heads * d]."""
-    if query.shape[-1] % 8 == 0:
+    if query.shape[-1] % 8 == 0:                          # flash kernels take no other widths
         return F.scaled_dot_product_attention(query, key, value).flatten(2)
-    query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))   # flash kernels take widths of 8 k only
+    query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
     weights = F.softmax(paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True), axis=-1)
     return paddle.matmul(weights, value).transpose([0, 2, 1, 3]).flatten(2)
 
@@ -60,7 +60,7 @@ class Attention(nn.Layer):
         super().__init__()
         width = inner_width(dim, num_heads)
         self.num_heads = num_heads
-        self.q_bias, self.v_bias = zeros(self, width), zeros(self, width)
+        self.q_bias, self.v_bias = free_bias(self, width), free_bias(self, width)
         self.qkv = Linear(dim, 3 * width, weight_attr=inits.qkv, bias_attr=False)
         self.proj = Linear(width, dim, weight_attr=inits.out)
 
@@ -81,7 +81,7 @@ class CrossAttention(nn.Layer):
         super().__init__()
         width = inner_width(dim, num_heads)
         self.num_heads = num_heads
-        self.q_bias, self.v_bias = zeros(self, width), zeros(self, width)
+        self.q_bias, self.v_bias = free_bias(self, width), free_bias(self, width)
         self.q = Linear(dim, width, weight_attr=inits.inner, bias_attr=False)
         self.kv = Linear(memory_dim, 2 * width, weight_attr=inits.inner, bias_attr=False)
         self.proj = Linear(width, dim, weight_attr=inits.out)
@@ -132,7 +132,7 @@ class Block(nn.Layer):
 
 
 class DecoderBlock(Block):
-    """Self-attention, cross-attention on the encoder's features, MLP: x [B, N, D], memory [B, M, C] -> [B, N, D]."""
+    """Self-attention, cross-attention on encoder features, MLP: x [B, N, D], memory [B, M, C] -> [B, N, D]."""
 
     def __init__(self, dim: int, memory_dim: int, num_heads: int, mlp_ratio: float, eps: float, inits: Inits):
         super().__init__(dim, num_heads, mlp_ratio, eps, inits)

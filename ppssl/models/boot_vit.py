@@ -1,4 +1,4 @@
-"""BootMAE's classifier: the encoder with a linear head, for finetuning and (cut to its first blocks) for linear probing."""
+"""BootMAE's classifier: the encoder with a linear head, for finetuning and, cut to its first blocks, for probing."""
 from paddle import nn
 
 from ppssl.models.boot_blocks import Block, classifier_inits
@@ -12,13 +12,12 @@ from ppssl.models.vit import VisionTransformer
 class BootVisionTransformer(VisionTransformer):
     """ViT with BEiT's attention and start, and a fixed position table; the forward pass is ViT's.
 
-    init_scale: factor of the head's first weights. Sources: LightDXY/BootMAE `models/modeling_finetune_bootmae.py`,
-    `mae_util/models.py`.
+    Sources: LightDXY/BootMAE `models/modeling_finetune_bootmae.py`, `mae_util/models.py`.
     """
 
     def __init__(self, img_size=224, patch_size=16, in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 768,
-                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0, eps: float = 1e-6, drop_path_rate: float = 0.0,
-                 global_pool: bool = True, init_scale: float = 0.001):
+                 depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.0, eps: float = 1e-6,
+                 drop_path_rate: float = 0.0, global_pool: bool = True):
         nn.Layer.__init__(self)                           # not ViT's: its blocks are others
         self.global_pool = global_pool
         self.cls_token = token(self, 1, 1, embed_dim, init=normal(1e-6))
@@ -31,7 +30,7 @@ class BootVisionTransformer(VisionTransformer):
             self.fc_norm = LayerNorm(embed_dim, epsilon=eps)
         else:
             self.norm = LayerNorm(embed_dim, epsilon=eps)
-        self.head = Linear(embed_dim, num_classes, weight_attr=normal(0.02 * init_scale)) if num_classes else nn.Identity()
+        self.head = Linear(embed_dim, num_classes, weight_attr=normal(2e-5)) if num_classes else nn.Identity()
 
     pretraining_only = ("mask_token", "de_pos_embed", "decode_", "down", "lm_head", "norm.")
 
@@ -39,7 +38,8 @@ class BootVisionTransformer(VisionTransformer):
 @register("classifier", "bootmae")
 def bootmae_tiny_patch4(**kwargs):
     """The encoder of the pretraining model of that name."""
-    return BootVisionTransformer(**dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, num_classes=10) | kwargs)
+    return BootVisionTransformer(**dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4,
+                                        num_classes=10) | kwargs)
 
 
 @register("classifier", "bootmae", "bootmae_base", "base_patch16_224")

@@ -1,4 +1,4 @@
-"""Bootstrapped masked autoencoder (Dong et al., "Bootstrapped Masked Autoencoders for Vision BERT Pretraining", arXiv 2207.07116)."""
+"""BootMAE (Dong et al., "Bootstrapped Masked Autoencoders for Vision BERT Pretraining", arXiv 2207.07116)."""
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -6,7 +6,8 @@ from paddle.nn import initializer as I
 
 from ppssl.models.boot_blocks import Block, DecoderBlock, pretraining_inits, truncated_normal
 from ppssl.models.cpu import LayerNorm, Linear, linear
-from ppssl.models.layers import PatchEmbed, conv_default, fixed_table, linear_drop_path, normal, token, xavier, xavier_conv
+from ppssl.models.layers import (PatchEmbed, conv_default, fixed_table, linear_drop_path, normal, token, xavier,
+                                 xavier_conv)
 from ppssl.models.masking import gather_tokens, restore_tokens
 from ppssl.models.pos_embed import sincos_table
 from ppssl.models.registry import register
@@ -15,8 +16,8 @@ from ppssl.models.registry import register
 def shuffled_order(blocks, noise, roll):
     """The order in which patches are shown: those outside the block mask first, within each part at random.
 
-    blocks [B, L] 0/1 (1 masked), noise [B, L] uniform, roll [B] int64: so many patches, the last ones and thus masked, come
-    to the front and become visible. Returns [B, L] int64. Source: LightDXY/BootMAE `utils.py:mask_to_index`.
+    blocks [B, L] 0/1 (1 masked), noise [B, L] uniform, roll [B] int64: so many patches, the last ones and thus masked,
+    come to the front and become visible. Returns [B, L] int64. Source: LightDXY/BootMAE `utils.py:mask_to_index`.
     """
     order = paddle.argsort(1.0 - ((1.0 - blocks.astype("float32")) + noise), axis=1)
     length = order.shape[1]
@@ -25,13 +26,13 @@ def shuffled_order(blocks, noise, roll):
 
 
 def hidden_mask(order, mask_num: int):
-    """order [B, L], of which the last `mask_num` are hidden -> mask [B, L] float32 (1 hidden, image order), inverse order."""
+    """order [B, L], its last `mask_num` hidden -> mask [B, L] float32 (1 hidden, image order) and the inverse order."""
     restore = paddle.argsort(order, axis=1)
     return (restore >= order.shape[1] - mask_num).astype("float32"), restore
 
 
 class PixelHead(nn.Layer):
-    """Tokens [B, h*w, D] -> image [B, C, H, W]: a transposed convolution whose patches do not overlap, as a matrix product."""
+    """Tokens [B, h*w, D] -> image [B, C, H, W]: a transposed convolution without overlap, as a matrix product."""
 
     def __init__(self, dim: int, in_chans: int, patch: tuple[int, int], grid: tuple[int, int]):
         super().__init__()
@@ -53,14 +54,14 @@ class PixelHead(nn.Layer):
 class BootMAE(nn.Layer):
     """A ViT encoder on the visible patches; one decoder for the pixels, one for the features of a teacher.
 
-    Both decoders attend to raw encoder features, so that the latent need not carry what the targets share with the input:
-    the pixel decoder to those of block fea_list[0], the feature decoder to those of block fea_list[-1].
+    Both decoders attend to raw encoder features, so that the latent need not carry what a target shares with the
+    input: the pixel decoder to those of block fea_list[0], the feature decoder to those of block fea_list[-1].
     Source: paper section 3; LightDXY/BootMAE `models/modeling_pretrain_bootmae.py`.
     """
 
-    def __init__(self, img_size=224, patch_size=16, in_chans: int = 3, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-                 mlp_ratio: float = 4.0, decode_dim: int = 512, decoder_depth: int = 2, fea_list=(0, 6),
-                 drop_path_rate: float = 0.0, eps: float = 1e-6):
+    def __init__(self, img_size=224, patch_size=16, in_chans: int = 3, embed_dim: int = 768, depth: int = 12,
+                 num_heads: int = 12, mlp_ratio: float = 4.0, decode_dim: int = 512, decoder_depth: int = 2,
+                 fea_list=(0, 6), drop_path_rate: float = 0.0, eps: float = 1e-6):
         super().__init__()
         self.fea_list = tuple(fea_list)
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
@@ -75,7 +76,8 @@ class BootMAE(nn.Layer):
 
         def decoder(dim: int) -> nn.LayerList:
             inits = pretraining_inits(dim, num_heads)
-            return nn.LayerList([DecoderBlock(dim, embed_dim, num_heads, mlp_ratio, eps, inits) for _ in range(decoder_depth)])
+            return nn.LayerList([DecoderBlock(dim, embed_dim, num_heads, mlp_ratio, eps, inits)
+                                 for _ in range(decoder_depth)])
 
         inits = pretraining_inits(embed_dim, num_heads)
         self.blocks = nn.LayerList([Block(embed_dim, num_heads, mlp_ratio, eps, inits, rate)
@@ -102,9 +104,9 @@ class BootMAE(nn.Layer):
         return (self.cls_token + self.pos_embed[:, :1]).expand([x.shape[0], -1, -1]), x
 
     def forward_encoder(self, images, order, mask_num: int):
-        """images [B, C, H, W], order [B, L] -> latent [B, 1 + K, D], K = L - mask_num, and the memories of the two decoders.
+        """images [B, C, H, W], order [B, L] -> latent [B, 1 + K, D] and the two decoders' memories, K = L - mask_num.
 
-        Tokens are cls, then the first K patches in shuffled order; memories are outputs of blocks, before any norm.
+        Tokens are cls, then the first K patches as shuffled; memories are outputs of blocks, before any norm.
         """
         cls, x = self.embed(images)
         x = paddle.concat([cls, gather_tokens(x, order[:, :order.shape[1] - mask_num])], axis=1)
@@ -119,7 +121,7 @@ class BootMAE(nn.Layer):
         Returns the predicted pixels [B, C, H, W] and features [B, L, D] of all patches, in image order.
         """
         mask, restore = hidden_mask(order, mask_num)
-        places = paddle.concat([paddle.zeros_like(mask[:, :1]), mask], axis=1).unsqueeze(-1)           # [B, 1 + L, 1]
+        places = paddle.concat([paddle.zeros_like(mask[:, :1]), mask], axis=1).unsqueeze(-1)      # [B, 1 + L, 1]
         latent, *memories = self.forward_encoder(images, order, mask_num)
         x = restore_tokens(self.down(latent), self.mask_token, restore) + places * self.de_pos_embed
         for block in self.decode_blocks:
@@ -131,7 +133,7 @@ class BootMAE(nn.Layer):
         return pixels, self.lm_head_1(self.decode_norm_1(x)[:, 1:])
 
     def patch_features(self, images):
-        """images [B, C, H, W] -> the last block's patch tokens [B, L, D], nothing hidden, not normed: the teacher's target."""
+        """images [B, C, H, W] -> the last block's patch tokens [B, L, D], nothing hidden, no norm: the target."""
         x = paddle.concat(self.embed(images), axis=1)
         for block in self.blocks:
             x = block(x)
@@ -145,8 +147,8 @@ class BootMAE(nn.Layer):
 @register("pretrain", "bootmae")
 def bootmae_tiny_patch4(**kwargs):
     """For the embedded 32 px demo set and the tests; not a published size."""
-    return BootMAE(**dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, decode_dim=64, decoder_depth=1,
-                          fea_list=(0, 3)) | kwargs)
+    return BootMAE(**dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, decode_dim=64,
+                          decoder_depth=1, fea_list=(0, 3)) | kwargs)
 
 
 @register("pretrain", "bootmae")

@@ -1,4 +1,4 @@
-"""BYOL (Grill et al., "Bootstrap Your Own Latent", arXiv 2006.07733): an online network predicts a moving average of itself."""
+"""BYOL (Grill et al., "Bootstrap Your Own Latent", arXiv 2006.07733): a network predicts a moving average of itself."""
 from collections.abc import Callable
 
 import paddle
@@ -55,13 +55,14 @@ class Predictor(nn.Layer):
 
 
 class BYOLModel(nn.Layer):
-    """Online and target network of the same shape, and the predictor on the online one. Only the target takes no gradients.
+    """Online and target network of the same shape, and the predictor on the online one. The target takes no gradients.
 
     The target starts apart from the online network: `align_target` once the weights are there.
     Source: paper section 3.1; blankWorld/BYOL-PyTorch `model/byol_model.py`.
     """
 
-    def __init__(self, resnet: Callable[[], ResNet], dim: int = 256, projection_hidden: int = 4096, prediction_hidden: int = 4096):
+    def __init__(self, resnet: Callable[[], ResNet], dim: int = 256, projection_hidden: int = 4096,
+                 prediction_hidden: int = 4096):
         super().__init__()
         self.online_network = EncoderwithProjection(resnet(), projection_hidden, dim)
         self.target_network = EncoderwithProjection(resnet(), projection_hidden, dim)
@@ -78,7 +79,7 @@ class BYOLModel(nn.Layer):
         return self.online_network.features(images)
 
     def update_target(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * online, parameters only: running statistics are each network's own."""
+        """target = momentum * target + (1 - momentum) * online; running statistics stay each network's own."""
         follow(self.target_network.parameters(), self.online_network.parameters(), momentum)
 
     def align_target(self) -> None:

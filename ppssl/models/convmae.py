@@ -1,4 +1,6 @@
 """ConvMAE: masked autoencoder with a hybrid encoder (Gao et al., arXiv 2205.03892)."""
+from math import prod
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -20,10 +22,11 @@ class MaskedAutoencoderConvViT(ConvEncoder):
     """
 
     def __init__(self, img_size=224, *, patch_size, in_chans: int = 3, embed_dim, depth, num_heads: int, mlp_ratio,
-                 decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16, decoder_mlp_ratio: float | None = None,
-                 eps: float = 1e-6, norm_pix_loss: bool = False):
+                 decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16,
+                 decoder_mlp_ratio: float | None = None, eps: float = 1e-6, norm_pix_loss: bool = False):
         init, dim = xavier(), embed_dim[2]
-        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, eps, 0.0, fuse=True, init=init,
+        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, eps,
+                         drop_path_rate=0.0, fuse=True, init=init,
                          embed_init=xavier_conv(embed_dim[1], dim, patch_size[2]))
         self.norm_pix_loss = norm_pix_loss
         self.pos_embed = fixed_table(self, sincos_table(dim, self.grid))
@@ -35,7 +38,7 @@ class MaskedAutoencoderConvViT(ConvEncoder):
         self.decoder_blocks = nn.LayerList(
             [Block(decoder_embed_dim, decoder_num_heads, ratio, eps, init=init) for _ in range(decoder_depth)])
         self.decoder_norm = LayerNorm(decoder_embed_dim, epsilon=eps)
-        self.decoder_pred = Linear(decoder_embed_dim, self.patch_size[0] * self.patch_size[1] * in_chans, weight_attr=init)
+        self.decoder_pred = Linear(decoder_embed_dim, prod(self.patch_size) * in_chans, weight_attr=init)
 
     def forward_encoder(self, images, noise, mask_ratio: float):
         """images [B, C, H, W], noise [B, N] -> latent [B, K, D], mask [B, N] (1 removed), ids_restore [B, N]."""
@@ -43,7 +46,7 @@ class MaskedAutoencoderConvViT(ConvEncoder):
         return self.fused_tokens(images, ids_keep, ids_restore), mask, ids_restore
 
     def fused_tokens(self, images, ids_keep, ids_restore):
-        """The visible tokens [M, K, D] with what stages 1 and 2 add to them, normalised; arguments as `encode` takes them."""
+        """The visible tokens [M, K, D] with what stages 1 and 2 add, normalised; arguments as `encode` takes them."""
         positions = gather_tokens(self.pos_embed.expand([ids_keep.shape[0], -1, -1]), ids_keep)
         stage1, stage2, x = self.encode(images, ids_keep, ids_restore, positions)
         return self.norm(x + self.stage1_output_decode(stage1) + self.stage2_output_decode(stage2))
@@ -51,7 +54,8 @@ class MaskedAutoencoderConvViT(ConvEncoder):
     def forward_decoder(self, latent, ids_restore):
         """latent [M, K, D], ids_restore [M, N] -> pred [M, N, p*p*C], the pixels of every patch."""
         x = self.decoder_embed(latent)
-        mask_tokens = self.mask_token.astype(x.dtype).expand([x.shape[0], ids_restore.shape[1] - x.shape[1], -1])
+        hidden = ids_restore.shape[1] - x.shape[1]
+        mask_tokens = self.mask_token.astype(x.dtype).expand([x.shape[0], hidden, -1])
         x = gather_tokens(paddle.concat([x, mask_tokens], axis=1), ids_restore) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
@@ -62,14 +66,14 @@ class MaskedAutoencoderConvViT(ConvEncoder):
         return unpatchify(pred, self.patch_size, self.grid)
 
     def features(self, images):
-        """images [B, C, H, W] -> [B, D]: the mean token of stage 3 with nothing masked, normalised as a new classifier does."""
+        """images [B, C, H, W] -> [B, D]: stage 3's mean token, nothing masked, normalised as in a new classifier."""
         x = self.encode(images, *self.all_visible(images.shape[0]), self.pos_embed)[2].mean(1)
         return F.layer_norm(x, x.shape[1:], epsilon=self.norm._epsilon)
 
     def forward(self, images, noise=None, mask_ratio: float = 0.75):
-        """images [B, C, H, W] float, noise [B, N] uniform (drawn here if None) -> loss [], pred [M, N, p*p*C], mask [M, N].
+        """images [B, C, H, W], noise [B, N] uniform (drawn here if None) -> loss [], pred [M, N, p*p*C], mask [M, N].
 
-        M = B; where an image has several views they are the rows of all images' first view, then of the second, and so on.
+        M = B; where an image has several views, all images' first views come first, then the second ones, and so on.
         """
         noise = paddle.rand([images.shape[0], self.num_patches]) if noise is None else noise
         latent, mask, ids_restore = self.forward_encoder(images, noise, mask_ratio)

@@ -89,7 +89,7 @@ class ConvBlock(nn.Layer):
         self.drop_path = drop_path
 
     def forward(self, x, rows: Rows, noise=None):
-        """rows: where x lies; noise: [B, 2] uniform numbers deciding which samples lose the first and the second branch."""
+        """rows: where x lies; noise: [B, 2] uniform, deciding which samples lose the first and the second branch."""
         rate = self.drop_path if self.training else 0.0
         first, second = (None, None) if noise is None else noise.unbind(1)
         x = x + drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)), rows)), rate, first)
@@ -101,7 +101,8 @@ def stage_sizes(img_size, patch_size: tuple[int, ...]) -> list[tuple[int, int]]:
 
     Raises BadRequest where a size is not a multiple of the strides or the list does not fit them.
     """
-    given = [pair(s) for s in img_size] if not isinstance(img_size, int) and len(img_size) == len(patch_size) else [pair(img_size)]
+    listed = not isinstance(img_size, int) and len(img_size) == len(patch_size)
+    given = [pair(s) for s in img_size] if listed else [pair(img_size)]
     height, width = given[0]
     stride = prod(patch_size)
     if height % stride or width % stride:
@@ -116,15 +117,16 @@ class ConvEncoder(nn.Layer):
     """Stages 1 to 3 up to the last norm. Subclasses own the position table and what follows.
 
     img_size: the image's side, (height, width), or the official list of every stage's side. patch_size (strides),
-    embed_dim, depth and mlp_ratio hold a number for each stage. fuse: with the convolutions that carry stages 1 and 2 to
-    the output. init, embed_init: initialisers of the Linear weights and of stage 3's patch convolution.
+    embed_dim, depth and mlp_ratio hold a number for each stage. fuse: with the convolutions that carry stages 1 and 2
+    to the output. init, embed_init: initialisers of the Linear weights and of stage 3's patch convolution.
     """
 
     def __init__(self, img_size, patch_size, in_chans: int, embed_dim, depth, num_heads: int, mlp_ratio, eps: float,
                  drop_path_rate: float, fuse: bool, init, embed_init):
         super().__init__()
         first, second, third = patch_size
-        self.img_size, self.patch_size = stage_sizes(img_size, tuple(patch_size))[0], (prod(patch_size),) * 2
+        self.img_size = stage_sizes(img_size, tuple(patch_size))[0]
+        self.patch_size = (prod(patch_size),) * 2
         self.grid = tuple(s // prod(patch_size) for s in self.img_size)
         self.maps = (TokenMap(self.grid, (third, second)), TokenMap(self.grid, (third,)))
         rates = iter(linear_drop_path(drop_path_rate, sum(depth)))
@@ -135,9 +137,12 @@ class ConvEncoder(nn.Layer):
         if fuse:
             self.stage1_output_decode = TokenConv(embed_dim[0], embed_dim[2], (third, second))
             self.stage2_output_decode = TokenConv(embed_dim[1], embed_dim[2], (third,))
-        self.blocks1 = nn.LayerList([ConvBlock(embed_dim[0], mlp_ratio[0], next(rates)) for _ in range(depth[0])])
-        self.blocks2 = nn.LayerList([ConvBlock(embed_dim[1], mlp_ratio[1], next(rates)) for _ in range(depth[1])])
-        self.blocks3 = nn.LayerList([Block(embed_dim[2], num_heads, mlp_ratio[2], eps, next(rates), init) for _ in range(depth[2])])
+        self.blocks1 = nn.LayerList(
+            [ConvBlock(embed_dim[0], mlp_ratio[0], next(rates)) for _ in range(depth[0])])
+        self.blocks2 = nn.LayerList(
+            [ConvBlock(embed_dim[1], mlp_ratio[1], next(rates)) for _ in range(depth[1])])
+        self.blocks3 = nn.LayerList(
+            [Block(embed_dim[2], num_heads, mlp_ratio[2], eps, next(rates), init) for _ in range(depth[2])])
 
     @property
     def num_patches(self) -> int:
@@ -150,13 +155,14 @@ class ConvEncoder(nn.Layer):
 
     def pixels(self, images, rows: Rows):
         """The pixels of stage 1's positions at the visible tokens: [M, K * P, side * side * C]."""
-        if tuple(images.shape[2:]) != self.img_size:
-            raise BadRequest(f"the model is built for {self.img_size} images and was given {tuple(images.shape[2:])}: set --input_size")
+        given = tuple(images.shape[2:])
+        if given != self.img_size:
+            raise BadRequest(f"the model is built for {self.img_size} images and was given {given}: set --input_size")
         cells = patchify(images, self.patch_embed1.proj.sides * 2).flatten(0, 1)
         return paddle.gather(cells, rows.places(images.shape[0])).reshape([rows.batch, -1, cells.shape[1]])
 
     def encode(self, images, ids_keep, ids_restore, positions, noise=None):
-        """The outputs of the three stages at the visible tokens: rows [M, K * P1, D1], rows [M, K * P2, D2], tokens [M, K, D].
+        """What the three stages put out at the visible tokens: [M, K * P1, D1], [M, K * P2, D2], [M, K, D].
 
         images [B, C, H, W]; ids_keep [M, K], ids_restore [M, N], M a multiple of B: sample m is a view of image m % B;
         positions [M or 1, K, D]; noise [M, blocks, 2] uniform, for drop path.
@@ -186,8 +192,8 @@ class ConvViT(ConvEncoder):
                  num_heads: int, mlp_ratio, eps: float = 1e-6, drop_path_rate: float = 0.0,
                  global_pool: bool = True, skip_first: bool = False):
         init = normal()
-        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, eps, drop_path_rate, fuse=False,
-                         init=init, embed_init=None)
+        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, eps, drop_path_rate,
+                         fuse=False, init=init, embed_init=None)
         self.global_pool, self.first = global_pool, int(skip_first)
         self.pos_embed = token(self, 1, self.num_patches, embed_dim[2])
         if not global_pool:
@@ -210,7 +216,7 @@ class ConvViT(ConvEncoder):
         return len(self.blocks3) + 1
 
     def layer_of(self, name: str) -> int:
-        """The layer a parameter belongs to: i + 1 block i of stage 3, 0 what comes before, `num_layers` norm and head."""
+        """The layer of a parameter: i + 1 block i of stage 3, 0 what comes before it, `num_layers` norm and head."""
         if name.startswith(("pos_embed", "patch_embed", "blocks1.", "blocks2.")):
             return 0
         return int(name.split(".")[1]) + 1 if name.startswith("blocks3.") else self.num_layers

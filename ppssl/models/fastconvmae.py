@@ -9,7 +9,7 @@ from ppssl.models.registry import register
 
 
 def count_views(patches: int, mask_ratio: float) -> int:
-    """The number of views V of an image at mask_ratio = 1 - 1/V. Raises BadRequest unless V >= 2 divides the number of patches."""
+    """The number V of an image's views at mask_ratio = 1 - 1/V. Raises BadRequest unless V >= 2 divides the patches."""
     possible = [v for v in range(2, patches + 1) if patches % v == 0]
     nearest = min(possible, key=lambda v: abs(1 - 1 / v - mask_ratio), default=None)
     if nearest is None or abs(1 - 1 / nearest - mask_ratio) > 1e-6:
@@ -26,13 +26,13 @@ class FastConvMAE(MaskedAutoencoderConvViT):
     """
 
     def forward_encoder(self, images, noise, mask_ratio: float):
-        """images [B, C, H, W], noise [B, N] -> latent [M, K, D], mask [M, N], ids_restore [M, N] of each view's own order."""
-        patches, batch = noise.shape[1], noise.shape[0]
+        """images [B, C, H, W], noise [B, N] -> latent [M, K, D], mask [M, N], ids_restore [M, N] of each view."""
+        batch, patches = noise.shape
         views = count_views(patches, mask_ratio)
         kept = patches // views
         shuffled, _, ids_restore = random_masking(noise, mask_ratio=0.0)
         ids_keep = shuffled.reshape([batch, views, kept]).transpose([1, 0, 2]).reshape([-1, kept])
-        first = paddle.arange(views).reshape([-1, 1, 1]) * kept                                # the rank that view v starts at
+        first = paddle.arange(views).reshape([-1, 1, 1]) * kept                        # the rank each view starts at
         ids_restore = ((ids_restore - first) % patches).reshape([-1, patches])
         mask = (ids_restore >= kept).astype("float32")
         return self.fused_tokens(images, ids_keep, ids_restore), mask, ids_restore

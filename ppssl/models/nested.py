@@ -1,8 +1,8 @@
 """Feature maps kept token by token.
 
-Where every down-sampling joins square groups of positions, each position of an earlier, finer stage belongs to one token
-of the last stage. A map is therefore stored as rows [B, K * P, C]: the P positions of a token together, in nested order
-(which group of the next stage, then which position inside it). Tokens can then be left out, a down-sampling is a
+Where every down-sampling joins square groups of positions, each position of an earlier, finer stage belongs to one
+token of the last stage. A map is therefore stored as rows [B, K * P, C]: the P positions of a token together, in nested
+order (which group of the next stage, then which position inside it). Tokens can then be left out, a down-sampling is a
 reshape, and everything but the convolution over neighbours is a matrix product over the rows.
 """
 from functools import cached_property
@@ -59,8 +59,14 @@ class TokenMap:
         return paddle.to_tensor(places @ np.array([self.size[1], 1]))
 
     @cached_property
+    def owners(self):
+        """The token of each place of the map and which of its positions it is, each [H * W] int64."""
+        token, position = np.divmod(np.argsort(self.order.numpy(), axis=None), self.positions)
+        return paddle.to_tensor(token), paddle.to_tensor(position)
+
+    @cached_property
     def neighbours(self):
-        """For the groups of `_window`: the token that each belongs to [N, G] (N: none), and which group of it [G]. int64."""
+        """For `_window`'s groups: the token each belongs to [N, G] (N: none) and which of its groups it is [G]."""
         token, inside = np.divmod(self._window(), self.groups)
         places = square(*(np.arange(n) for n in self.grid))[:, None] + token                   # [N, G, 2]
         there = ((places >= 0) & (places < self.grid)).all(-1)
@@ -68,14 +74,8 @@ class TokenMap:
         return paddle.to_tensor(index), paddle.to_tensor(inside @ np.array([self.groups, 1]))
 
     @cached_property
-    def owners(self):
-        """The token of each place of the map and which of its positions it is, each [H * W] int64."""
-        token, position = np.divmod(np.argsort(self.order.numpy(), axis=None), self.positions)
-        return paddle.to_tensor(token), paddle.to_tensor(position)
-
-    @cached_property
     def taps(self):
-        """[25, W * P] float32 of 0 and 1: the kernel weight that leads from each of the W window positions to each own one."""
+        """[25, W * P] float32, 0 or 1: which kernel weight joins each of W window positions to each of the token's."""
         step = nested(self._window(), self.group)[:, None] - self._offsets() + REACH           # [W, P, 2]
         inside = ((step >= 0) & (step < KERNEL)).all(-1)
         tap = np.where(inside, step @ np.array([KERNEL, 1]), -1).reshape(-1)
@@ -85,8 +85,8 @@ class TokenMap:
 class Rows:
     """Where the rows of the visible tokens lie in a map.
 
-    ids_keep [B, K] int64: the visible tokens in the order of their rows; ids_restore [B, N] int64: the rank of every token
-    in that order, K and above for the hidden ones.
+    ids_keep [B, K] int64: the visible tokens in the order of their rows; ids_restore [B, N] int64: the rank of every
+    token in that order, K and above for the hidden ones.
     """
 
     def __init__(self, token_map: TokenMap, ids_keep, ids_restore):
@@ -95,28 +95,28 @@ class Rows:
 
     @cached_property
     def _slots(self):
-        """[B, N + 1]: the number of each token among all visible ones of the batch, B * K for hidden tokens and for none."""
+        """[B, N + 1]: the number of each token among the batch's visible ones, B * K for hidden tokens and for none."""
         none = self.batch * self.kept
-        first = paddle.arange(self.batch).unsqueeze(1) * self.kept
-        slots = paddle.where(self.ids_restore < self.kept, self.ids_restore + first, paddle.full_like(self.ids_restore, none))
+        ranks, first = self.ids_restore, paddle.arange(self.batch).unsqueeze(1) * self.kept
+        slots = paddle.where(ranks < self.kept, ranks + first, paddle.full_like(ranks, none))
         return paddle.concat([slots, paddle.full([self.batch, 1], none, "int64")], axis=1)
 
     def places(self, maps: int):
         """[B * K * P]: where each row stands in `maps` maps laid row by row; sample b belongs to map b % maps."""
         first = paddle.arange(self.batch) % maps * prod(self.map.size)
-        order = paddle.gather(self.map.order, self.ids_keep.flatten())                          # [B * K, P]
+        order = paddle.gather(self.map.order, self.ids_keep.flatten())                         # [B * K, P]
         return (order.reshape([self.batch, -1]) + first.unsqueeze(1)).flatten()
 
     @cached_property
     def windows(self):
-        """[B * K * G]: the groups in and around each visible token, by number among the rows' groups; hidden ones come after the last."""
+        """[B * K * G]: the groups in and around each visible token, numbered through; hidden ones after the last."""
         near, inside = self.map.neighbours
-        tokens = paddle.gather(near, self.ids_keep.flatten()).reshape([self.batch, -1])         # [B, K * G]
-        slots = paddle.take_along_axis(self._slots, tokens, axis=1).reshape([self.batch * self.kept, -1])
-        return (slots * self.map.groups ** 2 + inside).flatten()
+        tokens = paddle.gather(near, self.ids_keep.flatten()).reshape([self.batch, -1])        # [B, K * G]
+        slots = paddle.take_along_axis(self._slots, tokens, axis=1)
+        return (slots.reshape([self.batch * self.kept, -1]) * self.map.groups ** 2 + inside).flatten()
 
     @cached_property
     def dense(self):
-        """[B * H * W]: the row of every position of the maps; hidden ones come after the last."""
+        """[B * H * W]: the row of every place of the maps; hidden ones after the last."""
         token, position = self.map.owners
         return (paddle.index_select(self._slots, token, axis=1) * self.map.positions + position).flatten()

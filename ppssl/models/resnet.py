@@ -66,17 +66,18 @@ class Bottleneck(nn.Layer):
 
 
 class ResNet(nn.Layer):
-    """A stem, stages of residual blocks, the mean over positions, a linear head. Source: torchvision `models/resnet.py`.
+    """A stem, stages of residual blocks, the mean over positions, a linear head.
 
     blocks, planes, strides: per stage. The first block of a stage has a shortcut of its own where the shape changes.
+    Source: torchvision `models/resnet.py`.
     """
 
     pretraining_only = ()
     not_pretrained = ("fc.",)
 
     def __init__(self, block: type, blocks: Sequence[int], planes: Sequence[int] = (64, 128, 256, 512),
-                 strides: Sequence[int] = (1, 2, 2, 2), stem: int = 64, stem_stride: int = 2, expansion: int | None = None,
-                 num_classes: int = 1000):
+                 strides: Sequence[int] = (1, 2, 2, 2), stem: int = 64, stem_stride: int = 2,
+                 expansion: int | None = None, num_classes: int = 1000):
         super().__init__()
         expansion = block.expansion if expansion is None else expansion
         self.conv1 = conv(3, stem, 7, stem_stride)
@@ -129,7 +130,7 @@ def torchvision_name(key: str) -> str:
 
 
 def encoder_name(key: str) -> str:
-    """torchvision's key -> that of `encoder_of`, the inverse of `torchvision_name`. Raises ValueError for the head's keys."""
+    """torchvision's key -> that of `encoder_of`, inverse to `torchvision_name`. Raises ValueError for the head's keys."""
     found = re.fullmatch(r"(conv1|bn1|layer(\d+))\.(.*)", key)
     if not found:
         raise ValueError(f"{key} is no tensor of a ResNet encoder")
@@ -139,8 +140,8 @@ def encoder_name(key: str) -> str:
 
 @register("classifier", "byol")
 def resnet_tiny(**kwargs):
-    """For the embedded 32 px demo set and the tests: stages at 16, 8 and 4 px; not a published size."""
-    return ResNet(**dict(block=BasicBlock, blocks=(1, 1, 1), planes=(32, 64, 128), strides=(1, 2, 2), stem=32, stem_stride=1,
+    """For the embedded 32 px demo set and the tests: stages at 8, 4 and 2 px; not a published size."""
+    return ResNet(**dict(block=BasicBlock, blocks=(1, 1, 1), planes=(32, 64, 128), strides=(1, 2, 2), stem=32,
                          num_classes=10) | kwargs)
 
 

@@ -134,7 +134,8 @@ class TECViT(nn.Layer):
         for block in self.blocks:
             x = block(x)
             levels.append(x)
-        return paddle.concat([*levels[:-1], self.norm(x)], axis=-1), mask, ids_restore
+        levels[-1] = self.norm(x).astype(x.dtype)
+        return paddle.concat(levels, axis=-1), mask, ids_restore
 
     def features(self, images):
         """images [B, C, H, W] -> [B, D]: the mean patch token, nothing masked."""

@@ -75,7 +75,7 @@ class VisionTransformer(nn.Layer):
 
 
 class TECVisionTransformer(VisionTransformer):
-    """The classifier as TEC finetunes it: its position table is fixed, and `mlp_token` puts an MLP behind the cls token.
+    """The classifier as TEC finetunes it: its position table is fixed; `mlp_token` puts an MLP behind the cls token.
 
     Source: sail-sg/TEC `models/models_vit.py`, `util/lr_decay.py`.
     """
@@ -135,3 +135,8 @@ def tec_vit_base_patch16(**kwargs):
 @register("classifier", "tec")
 def tec_vit_large_patch16(**kwargs):
     return TECVisionTransformer(**dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16) | kwargs)
+
+
+@register("classifier", "tec")
+def tec_vit_huge_patch14(**kwargs):
+    return TECVisionTransformer(**dict(patch_size=14, embed_dim=1280, depth=32, num_heads=16) | kwargs)

@@ -7,7 +7,7 @@ import paddle
 
 @paddle.no_grad()
 def follow(averages: Sequence, tensors: Sequence, decay: float) -> None:
-    """average = decay * average + (1 - decay) * tensor, in place, for pairs of tensors. Nothing is read from the device."""
+    """average = decay * average + (1 - decay) * tensor, in place, pair by pair. Nothing is read from the device."""
     for average, tensor in zip(averages, tensors, strict=True):
         average.scale_(decay)                             # on CPU a third of the time of lerp_
         average.add_(tensor * (1 - decay))
@@ -16,7 +16,8 @@ def follow(averages: Sequence, tensors: Sequence, decay: float) -> None:
 class WeightAverage:
     """A copy of a network that follows it: average = decay * average + (1 - decay) * online, after every step.
 
-    `network` is in evaluation mode and takes no gradients. Integer buffers are copied. Source: timm 0.3.2 `utils/model_ema.py`.
+    `network` is in evaluation mode and takes no gradients. Integer buffers are copied.
+    Source: timm 0.3.2 `utils/model_ema.py`.
     """
 
     def __init__(self, online):

@@ -1,7 +1,7 @@
 """LARS (You et al., arXiv 1708.03888): SGD whose step on a tensor is scaled by the ratio of its norm to the gradient's.
 
-The two official versions differ: MAE's multiplies the momentum buffer by the learning rate, BYOL's keeps the rate inside
-the buffer, so that a change of it does not rescale past steps.
+The two official versions differ: MAE's multiplies the momentum buffer by the learning rate, BYOL's keeps the rate
+inside the buffer, so that a change of it does not rescale past steps.
 """
 from collections.abc import Iterable
 
@@ -11,6 +11,8 @@ from paddle import _C_ops
 from ppssl.optim.groups import Group
 from ppssl.optim.sgd import SGD, Row, scaled
 
+EXCLUDED = ("bn", "downsample.1", "bias")
+
 
 def norms(tensors: list):
     """2-norms of T tensors, [T]: a small kernel each, and nothing is read from the device."""
@@ -18,7 +20,7 @@ def norms(tensors: list):
 
 
 class LARS(SGD):
-    """MAE's: matrices step by trust * |p| / |g + decay * p| (1 where a norm is zero), vectors plainly and without decay.
+    """MAE's: matrices step by trust * |p| / |g + decay * p| (1 where a norm is 0), vectors plainly and without decay.
 
     Source: facebookresearch/mae `util/lars.py`.
     """
@@ -48,7 +50,7 @@ class LARS(SGD):
 
 
 class LarsSGD(LARS):
-    """BYOL's: eta * |p| / (|g| + decay * |p|) for every tensor but the `excluded`, which step plainly and without decay.
+    """BYOL's: eta * |p| / (|g| + decay * |p|) for all tensors but the `excluded`, which step plainly, without decay.
 
     A tensor that is zero, or has neither gradient nor decay, does not move. Source: blankWorld/BYOL-PyTorch
     `optimizer/LARSSGD.py`.
@@ -56,8 +58,8 @@ class LarsSGD(LARS):
 
     rate_in_buffer = True
 
-    def __init__(self, groups: list[Group], momentum: float = 0.9, eta: float = 0.001, excluded: frozenset[str] = frozenset(),
-                 **kwargs):
+    def __init__(self, groups: list[Group], momentum: float = 0.9, eta: float = 0.001,
+                 excluded: frozenset[str] = frozenset(), **kwargs):
         super().__init__(groups, momentum, eta, **kwargs)
         self.excluded = excluded
 
@@ -74,8 +76,9 @@ def byol_groups(params: Iterable, weight_decay: float, exclude: bool) -> tuple[l
     """A group for every (name, parameter), in order as the official optimizer has them; and the names left out of LARS.
 
     exclude: biases and batch norms take no decay and no adaptation, told by their names. The stem's norm is called
-    `encoder.1.weight`, which no rule matches, so it does take both. Source: blankWorld/BYOL-PyTorch `utils/params_util.py`.
+    `encoder.1.weight`, which no part matches, so it does take both.
+    Source: blankWorld/BYOL-PyTorch `utils/params_util.py`.
     """
     params = list(params)
-    excluded = frozenset(name for name, _ in params if exclude and any(part in name for part in ("bn", "downsample.1", "bias")))
+    excluded = frozenset(name for name, _ in params if exclude and any(part in name for part in EXCLUDED))
     return [Group(((name, p),), weight_decay=0.0 if name in excluded else weight_decay) for name, p in params], excluded

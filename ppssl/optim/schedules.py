@@ -59,7 +59,7 @@ def step_warmup(step: int, peak: float, warmup: int, start: float = 0.0) -> floa
 
 
 def step_cosine(step: int, peak: float, floor: float, warmup: int, steps: int, start: float = 0.0) -> float:
-    """The warm-up, whose last step is at the peak, then half a cosine from the peak that ends one step short of `floor`.
+    """The warm-up, whose last step is at the peak, then half a cosine from the peak to one step short of `floor`.
 
     Source: LightDXY/BootMAE `utils.py:cosine_scheduler` (after DINO).
     """
@@ -69,7 +69,7 @@ def step_cosine(step: int, peak: float, floor: float, warmup: int, steps: int, s
 
 
 def step_drop(step: int, peak: float, warmup: int, drop: int, start: float = 0.0) -> float:
-    """The warm-up, then the peak, from step `drop` on a tenth of it. Source: LightDXY/BootMAE `utils.py:step_scheduler`."""
+    """The warm-up, then the peak, from step `drop` on a tenth. Source: LightDXY/BootMAE `utils.py:step_scheduler`."""
     if step < warmup:
         return step_warmup(step, peak, warmup, start)
     return peak if step < drop else 0.1 * peak
@@ -78,7 +78,7 @@ def step_drop(step: int, peak: float, warmup: int, drop: int, start: float = 0.0
 def teacher_decay(epoch: int, start: float, dynamic: bool) -> float:
     """Decay of BootMAE's teacher: from `start` to 0.9999 over 100 epochs; with `dynamic` on to 0.99999 at epoch 400.
 
-    Source: LightDXY/BootMAE `utils.py:adjust_ema_momentum`. Epochs are counted from 0 and do not scale with a run's length.
+    Epochs are counted from 0, whatever a run's length. Source: LightDXY/BootMAE `utils.py:adjust_ema_momentum`.
     """
     if epoch < 100:
         return start + epoch / 100 * (0.9999 - start)

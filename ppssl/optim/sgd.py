@@ -58,10 +58,11 @@ class SGD:
         for row in rows:
             if row.name not in self._buffers:
                 self._buffers[row.name] = paddle.zeros_like(row.tensor)
-        count = len(rows)
-        _C_ops.merged_momentum_([r.tensor for r in rows], directions, [self._buffers[r.name] for r in rows],
-                                [paddle.full([1], rate)] * count, None, self.momentum, self.nesterov, ["l2_decay"] * count,
-                                [decay] * count, False, 1.0)                   # its own scale has no effect on CPU
+        tensors, buffers = [r.tensor for r in rows], [self._buffers[r.name] for r in rows]
+        rates, kinds, decays = ([v] * len(rows) for v in (paddle.full([1], rate), "l2_decay", decay))
+        # no master weights (None, False), and the gradient scale stays 1: it has no effect on CPU
+        _C_ops.merged_momentum_(tensors, directions, buffers, rates, None, self.momentum, self.nesterov, kinds, decays,
+                                False, 1.0)
 
     def clear_grad(self) -> None:
         for group in self.groups:
@@ -73,7 +74,7 @@ class SGD:
         return {f"momentum.{name}": v for name, v in self._buffers.items()}
 
     def load(self, state: Mapping[str, np.ndarray], steps: int) -> None:
-        """Continue from `state` after `steps` updates. Raises ValueError where it names a parameter this optimizer does not train."""
+        """Continue from `state` after `steps` updates. Raises ValueError where it names a parameter that is not trained."""
         names = {name for g in self.groups for name, _ in g.params}
         found = {key.split(".", 1)[1]: value for key, value in state.items()}
         if set(found) - names:

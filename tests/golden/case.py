@@ -58,7 +58,7 @@ def generate(recipes: list[dict]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(recipe["seed"])
         for name, method, shape, *options in recipe["draws"]:
             kwargs = dict(options[0]) if options else {}
-            value = np.asarray(getattr(rng, method)(size=shape, **kwargs))
+            value = np.asarray(rng.permutation(*shape) if method == "permutation" else getattr(rng, method)(size=shape, **kwargs))
             out[name] = value.astype(np.float32) if value.dtype.kind == "f" else value
     return out
 

@@ -3,9 +3,11 @@ import copy
 
 import numpy as np
 import paddle
+from paddle.nn.initializer import Assign
 
 from convert.layout import official_shapes, transposed_keys
 from convert.legacy_byol import from_legacy
+from convert.optimizer import slots_of, torch_state
 from ppssl import config
 from ppssl.byol_recipe import translate
 from ppssl.data.device import normalize
@@ -50,8 +52,7 @@ def lars(case: Case) -> dict:
 
 def descend(variant: dict, start: dict, gradients: dict, rates: list[float]) -> dict[str, np.ndarray]:
     """{name: parameters after each step} of one optimizer; a gradient row of NaN is no gradient."""
-    params = {k: paddle.create_parameter(v.shape, "float32", default_initializer=paddle.nn.initializer.Assign(v))
-              for k, v in start.items()}
+    params = {k: paddle.create_parameter(v.shape, "float32", default_initializer=Assign(v)) for k, v in start.items()}
     optimizer = build_lars(dict(variant), list(params.items()))
     path = {k: [] for k in params}
     for i, lr in enumerate(rates):
@@ -68,7 +69,7 @@ def descend(variant: dict, start: dict, gradients: dict, rates: list[float]) -> 
 def build_lars(variant: dict, params: list):
     kind, decay = variant.pop("kind"), variant.pop("weight_decay")
     if kind == "mae":
-        return LARS([Group(tuple(params), weight_decay=decay)], variant.pop("momentum"), variant.pop("trust_coefficient"), **variant)
+        return LARS([Group(tuple(params), weight_decay=decay)], trust=variant.pop("trust_coefficient"), **variant)
     if kind != "byol":
         raise ValueError(f"unknown kind of LARS: {kind}")
     groups, excluded = byol_groups(params, decay, variant.pop("exclude"))
@@ -116,7 +117,7 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 def full_size(case: Case) -> dict:
     """Evaluation of the online network on view 1, then one training pass with everything that happens in it."""
     check_normalization(case)
-    name, values = flat({"model": case.spec["kwargs"]["model"]})
+    name, values = flat(case.spec["kwargs"])
     method = BYOL(config.build("pretrain", BYOL, name, values | {"base_momentum": case.spec["mm"]}))
     model, images = method.model, channels_last(case.inputs["images_uint8"])
     out = facts(case, model)
@@ -180,7 +181,7 @@ class recording:
 
     def __enter__(self) -> dict[str, list]:
         seen = {name: [] for name in self.layers}
-        self.hooks = [layer.register_forward_post_hook(lambda _l, _i, out, name=name: seen[name].append(out.numpy().copy()) or None)
+        self.hooks = [layer.register_forward_post_hook(lambda _layer, _inputs, out, kept=seen[name]: kept.append(out.numpy()))
                       for name, layer in self.layers.items()]
         return seen
 
@@ -213,10 +214,12 @@ def train(case: Case, file: str, epochs_done: int = 0) -> tuple[dict, BYOL]:
 
     def restore(optimizer: LarsSGD) -> None:
         out.update(optimizer_facts(case.spec, optimizer, state["optimizer"]["param_groups"]))
-        optimizer.load(momentum_from_official(state["optimizer"], optimizer, transposed_keys(method.model)), state["steps"])
+        flipped = transposed_keys(method.model)
+        optimizer.load(momentum_from_official(state["optimizer"], optimizer, flipped), state["steps"])
     rest = views[epochs_done:]
     with recording(method.model) as seen:
-        out |= run_training(method, {"views": rest.reshape(-1, *rest.shape[2:])}, len(rest), Progress(epochs_done, step=state["steps"]), restore)
+        batches, start = {"views": rest.reshape(-1, *rest.shape[2:])}, Progress(epochs_done, step=state["steps"])
+        out |= run_training(method, batches, len(rest), start, restore)
     return out | {f"out/{name}": np.stack(values) for name, values in seen.items()}, method
 
 
@@ -229,7 +232,8 @@ def tiny_method(spec: dict, has_bottlenecks: bool) -> BYOL:
         raise ValueError("the projector is not as wide as the network")
     nested["model"]["backbone"]["type"] = "resnet_tiny"                       # any known name: the network is given
     name, values = flat(nested)
-    model = BYOLModel(lambda: ResNet(block, **net), values["projection_dim"], values["projection_hidden"], values["prediction_hidden"])
+    model = BYOLModel(lambda: ResNet(block, **net), values["projection_dim"], values["projection_hidden"],
+                      values["prediction_hidden"])
     return BYOL(config.build("pretrain", BYOL, name, values), model, spec["config"]["world_size"])
 
 
@@ -237,18 +241,17 @@ def optimizer_facts(spec: dict, optimizer: LarsSGD, official: list[dict]) -> dic
     """Order, exclusions and settings of the groups, as the case and the official file state them."""
     names = [name for g in optimizer.groups for name, _ in g.params]
     excluded = {name: name in optimizer.excluded for name in names}
-    ours = [{"momentum": optimizer.momentum, "dampening": optimizer.dampening, "nesterov": optimizer.nesterov, "eta": optimizer.trust,
-             "weight_decay": g.weight_decay, "lars_exclude": excluded[g.params[0][0]], "params": [i]} for i, g in enumerate(optimizer.groups)]
-    theirs = [{"lars_exclude": False} | {k: v for k, v in g.items() if k not in ("lr", "initial_lr")} for g in official]
+    ours, theirs = ([{k: v for k, v in g.items() if k not in ("lr", "lr_scale", "initial_lr")} for g in groups]
+                    for groups in (torch_state({}, 0, optimizer, frozenset(), 0.0)["param_groups"], official))
     return {"json/param_order": same(names, spec["param_order"]), "json/lars_exclude": same(excluded, spec["lars_exclude"]),
             "json/lars_eta": same(optimizer.trust, spec["lars_eta"]), "json/param_groups": same(ours, theirs)}
 
 
 def momentum_from_official(state: dict, optimizer: LarsSGD, flipped: frozenset[str]) -> dict[str, np.ndarray]:
-    """The file's momentum buffers under the names of the parameters, which have the same positions."""
+    """The file's momentum buffers by our slots and the names of the parameters, which have the same positions."""
     names = [name for g in optimizer.groups for name, _ in g.params]
-    found = {names[i]: entry["momentum_buffer"] for i, entry in state["state"].items()}
-    return {f"momentum.{k}": v.T if k in flipped else v for k, v in found.items()}
+    return {f"{ours}.{names[i]}": entry[theirs].T if names[i] in flipped else entry[theirs]
+            for theirs, ours in slots_of(state["state"]).items() for i, entry in state["state"].items()}
 
 
 @paddle.no_grad()

@@ -13,7 +13,8 @@ from tests.golden.runner import same
 
 ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 BACKBONE = {*ARGUMENTS, "type", "in_channels", "drop_path_rate", "init_pos_embed_by_sincos", "with_fuse", "global_pool"}
-NECK = {"type", "embed_dim", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "patch_size", "in_channels", "mlp_ratio"}
+NECK = {"type", "embed_dim", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "patch_size", "in_channels",
+        "mlp_ratio"}
 
 
 def understood(config: dict, kind: str, known: set) -> None:
@@ -31,9 +32,11 @@ def pretraining_model(spec: dict) -> FastConvMAE:
     """The product's model for EasyCV's MAE of a backbone and a neck, which trains here without drop path only."""
     backbone, neck = spec["backbone"], spec["neck"]
     understood(neck, "FastConvMAENeck", NECK)
-    whole = {"embed_dim": backbone["embed_dim"][-1], "patch_size": prod(backbone["patch_size"]), "in_channels": backbone["in_channels"]}
+    whole = {"embed_dim": backbone["embed_dim"][-1], "patch_size": prod(backbone["patch_size"]),
+             "in_channels": backbone.get("in_channels", 3)}
     fused = backbone.get("with_fuse", True) and not backbone.get("global_pool", False)
-    if spec["class"] != "MAE" or backbone.get("drop_path_rate", 0.1) or not fused or any(neck[k] != v for k, v in whole.items()):
+    fits = all(neck[k] == v for k, v in whole.items())
+    if spec["class"] != "MAE" or backbone.get("drop_path_rate", 0.1) or not (fused and fits):
         raise ValueError(f"a model this product does not have: {spec}")
     return FastConvMAE(**encoder_arguments(backbone), **{k: neck[k] for k in NECK if k.startswith("decoder_")},
                        decoder_mlp_ratio=neck["mlp_ratio"], norm_pix_loss=spec.get("norm_pix_loss", True))
@@ -44,7 +47,8 @@ def classifier(spec: dict) -> ConvViT:
     backbone = spec["kwargs"]
     if spec["class"] != "FastConvMAEViT" or backbone.get("with_fuse", True) or not backbone["global_pool"]:
         raise ValueError(f"a model this product does not have: {spec}")
-    return ConvViT(**encoder_arguments(backbone), drop_path_rate=backbone.get("drop_path_rate", 0.1), num_classes=0, skip_first=True)
+    rate = backbone.get("drop_path_rate", 0.1)
+    return ConvViT(**encoder_arguments(backbone), drop_path_rate=rate, num_classes=0, skip_first=True)
 
 
 def official_names(keys, title: str) -> dict[str, str]:
@@ -84,10 +88,11 @@ def full_size(case: Case) -> dict:
     theirs = case.manifest()
     renamed = {official: theirs[key] for key, official in official_names(theirs, "EasyCV pretraining names").items()}
     with LazyGuard():
-        model = mae.registered(case.spec)
+        model = mae.registered(case.spec).build(**case.spec["factory_kwargs"])
     in_order = {key: renamed[key] for key in model.state_dict() if key in renamed}
     return mae.manifest_checks(case, model, in_order) | {"json/names": same(sorted(renamed), sorted(in_order))}
 
 
-KINDS = {kind: mae.KINDS[kind] for kind in ("pretrain_forward", "pretrain_train")} | {
-    "full_size": full_size, "easycv_pretrain_forward": easycv_pretrain_forward, "easycv_finetune_forward": easycv_finetune_forward}
+KINDS = mae.KINDS | {
+    "full_size": full_size, "easycv_pretrain_forward": easycv_pretrain_forward,
+    "easycv_finetune_forward": easycv_finetune_forward}

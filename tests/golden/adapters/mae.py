@@ -62,20 +62,20 @@ def reconstruction(case: Case, model) -> dict:
 
 def full_size(case: Case) -> dict:
     spec = case.spec
+    entry = registered(spec)
     with LazyGuard():
-        lazy = registered(spec)
+        lazy = entry.build(**spec["factory_kwargs"])
     out = manifest_checks(case, lazy, case.manifest())
     if not case.arrays:
         return out
-    model = registered(spec)
+    model = entry.build(**spec["factory_kwargs"])
     load_official(model, case.synthetic_weights())
-    return out | (reconstruction if hasattr(model, "forward_decoder") else classification)(case, model)
+    return out | (reconstruction if entry.task == "pretrain" else classification)(case, model)
 
 
-def registered(spec: dict):
+def registered(spec: dict) -> registry.Entry:
     """The registered model of a case's factory."""
-    task = next(e.task for e in registry.entries() if e.name == spec["factory"])
-    return registry.create(task, spec["factory"], **spec["factory_kwargs"])
+    return next(e for e in registry.entries() if e.name == spec["factory"])
 
 
 def manifest_checks(case: Case, model, manifest: dict[str, list]) -> dict:

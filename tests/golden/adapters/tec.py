@@ -8,12 +8,12 @@ import paddle.nn.functional as F
 from paddle import LazyGuard, nn
 
 from convert.formats import save_torch
-from convert.layout import transposed_keys
+from convert.layout import relayout, transposed_keys
 from convert.optimizer import adam_from_torch
 from ppssl import config
 from ppssl.engine.loop import Progress
 from ppssl.engine.weights import assign
-from ppssl.methods.classify import load_encoder
+from ppssl.methods.classify import fit_position_table, load_encoder
 from ppssl.methods.finetune import Finetune
 from ppssl.methods.tec import TEC
 from ppssl.methods.tec_base import NAMED, load_base, read_base, twin
@@ -64,7 +64,7 @@ def classifier(kwargs: dict) -> TECVisionTransformer:
 def pretraining(case: Case, model, base, **train) -> TEC:
     """The product's method with a case's settings."""
     spec = case.spec
-    values = {k: spec[k] for k in ("mask_ratio", "last_layers", "topkatt")} | train
+    values = {k: spec[k] for k in ("mask_ratio", "last_layers", "topkatt") if k in spec} | train
     values["pred_att"] = model.forward_att_decoder is not None
     return TEC(config.build("pretrain", TEC, "tec_vit_base_patch16", values), model, base=base)
 
@@ -75,8 +75,8 @@ def predictions(method: TEC, images, noise) -> dict:
     target = method.base.targets(images, o.last_layers, o.topkatt if o.pred_att else None)
     levels, mask, ids_restore = model.forward_encoder(images, noise, o.mask_ratio)
     latent, shared = model.encoder_adaptor(levels), (model.decoder_pos_embed, model.decoder_blocks)
-    out = {"base_feature": target.features, "feature_target": normalize_channels(target.features), "adaptor_input": levels,
-           "adaptor_output": latent, "mask": mask, "ids_restore": ids_restore,
+    out = {"base_feature": target.features, "feature_target": normalize_channels(target.features),
+           "adaptor_input": levels, "adaptor_output": latent, "mask": mask, "ids_restore": ids_restore,
            "feature_pred": model.forward_fea_decoder(latent, ids_restore, *shared)}
     if o.pred_att:
         layered = {"base_attention_logits": target.logits, "base_topk_index": target.top,
@@ -94,7 +94,8 @@ def pretrain_forward(case: Case) -> dict:
     loss, stats = method.loss(model, {"image": images, "noise": noise}, None)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.trainable and p.grad is None]
-    return gradients(model) | {f"out/{name}": value.numpy() for name, value in stats.items()} | predictions(method, images, noise) | {
+    return gradients(model) | predictions(method, images, noise) | {
+        f"out/{name}": value.numpy() for name, value in stats.items()} | {
         "json/trainable_without_gradient": same(without, case.spec["trainable_without_gradient"])}
 
 
@@ -107,19 +108,18 @@ def resume_checkpoint(case: Case) -> dict:
 
     def restore(optimizer) -> None:
         optimizer.load(*adam_from_torch(file["optimizer"], optimizer, transposed_keys(model)))
-    out = run_pretraining(case, model, restore)
     order = [name for g in pretraining(case, model, base_model(case)).build_optimizer().groups for name, _ in g.params]
-    scaler = {k: v for k, v in file["scaler"].items()}
-    return out | {"json/optimizer_param_order": same(order, spec["optimizer_param_order"]),
-                  "json/top_level_keys": same(list(file), spec["top_level_keys"]), "json/scaler": same(scaler, spec["scaler"]),
-                  "json/epoch": same((file["epoch"], file["epoch"] + 1), (spec["epoch"], spec["loop"]["start_epoch"]))}
+    return run_pretraining(case, model, restore) | {
+        "json/optimizer_param_order": same(order, spec["optimizer_param_order"]),
+        "json/top_level_keys": same(list(file), spec["top_level_keys"]),
+        "json/scaler": same(dict(file["scaler"]), spec["scaler"]),
+        "json/epoch": same((file["epoch"], file["epoch"] + 1), (spec["epoch"], spec["loop"]["start_epoch"]))}
 
 
 def run_pretraining(case: Case, model, restore) -> dict:
-    """The product's loop over the case's micro-batches; the rates that it asks for are listed per micro-batch."""
+    """The product's method, optimizer and loop over the case's micro-batches."""
     spec, loop = case.spec, loop_of(case)
-    method = pretraining(case, model, base_model(case), **{k: loop[k] for k in (*SCHEDULE, "clip_grad") if k in loop},
-                         batch_size=case.inputs["images"].shape[1])
+    method = pretraining(case, model, base_model(case), **training_values(loop))
     check_adamw(spec["optimizer"], method.build_optimizer().betas)
     batches = {"image": case.inputs["images"], "noise": case.inputs["noise"]}
     return trained(case, method, batches, restore) | lr_rule(case)
@@ -131,6 +131,11 @@ def loop_of(case: Case) -> dict:
     if set(loop) - LOOP or loop["n_epochs"] * loop["iters_per_epoch"] != given:
         raise ValueError(f"a loop this runner does not understand: {loop} over {given} micro-batches")
     return loop
+
+
+def training_values(loop: dict) -> dict:
+    """The product's keys among a case's loop settings."""
+    return {k: loop[k] for k in (*SCHEDULE, "clip_grad") if k in loop}
 
 
 def trained(case: Case, method, batches: dict, restore) -> dict:
@@ -154,9 +159,10 @@ def lr_rule(case: Case) -> dict:
         return {}
     if not spec["lr_rule"].startswith("loop.lr = blr * batch_size * accum_iter * world_size / 256"):
         raise ValueError(f"unknown rule: {spec['lr_rule']}")
-    ours = scale_lr(loop["blr"] if "blr" in loop else spec["blr"], spec["batch_size"], loop["accum_iter"], spec["world_size"])
-    difference = abs(ours - loop["lr"])
-    return {"json/lr_rule": Check(difference <= 1e-12 * loop["lr"], difference, difference / loop["lr"], "1e-12 relative")}
+    blr = loop["blr"] if "blr" in loop else spec["blr"]
+    ours = scale_lr(blr, spec["batch_size"], loop["accum_iter"], spec["world_size"])
+    off = abs(ours - loop["lr"])
+    return {"json/lr_rule": Check(off <= 1e-12 * loop["lr"], off, off / loop["lr"], "1e-12 relative")}
 
 
 def finetuning(case: Case, model, **train) -> Finetune:
@@ -191,7 +197,7 @@ def finetune_train(case: Case) -> dict:
     load_official(model, official_state(case.file("checkpoint.pth"))["model"])
     if spec["loss"] != "soft_target_cross_entropy":
         raise ValueError(f"unknown loss {spec['loss']}")
-    method = finetuning(case, model, batch_size=spec["batch_size"], **{k: loop[k] for k in (*SCHEDULE, "clip_grad") if k in loop})
+    method = finetuning(case, model, **training_values(loop))
     check_adamw(spec["optimizer"], method.build_optimizer().betas)
     batches = {"image": case.inputs["images"], "target": case.inputs["soft_targets"]}
     return trained(case, method, batches, no_state) | lr_rule(case) | {"json/param_groups": param_groups(case, method)}
@@ -202,8 +208,10 @@ def finetune_load(case: Case) -> dict:
     with LazyGuard():
         pretrained = TECViT(**arguments(spec["pretrain_kwargs"]))
     kept = {k.removeprefix("kept/"): v for k, v in case.inputs.items() if k.startswith("kept/")}
-    assign(model, {k: v.T if k in transposed_keys(model) else v for k, v in kept.items()})
-    report = assign(model, {k: np.zeros(p.shape, np.float32) for k, p in pretrained.state_dict().items()})
+    assign(model, relayout(kept, transposed_keys(model)))
+    shapes = {k: np.zeros(p.shape, np.float32) for k, p in pretrained.state_dict().items()}
+    fit_position_table(model, shapes)
+    report = assign(model, shapes)
     load_encoder(model, str(path))
     model.eval()
     return {"out/features": model.forward_features(tensor(case.inputs["images"])).numpy(),
@@ -218,16 +226,15 @@ def weight_convert(case: Case) -> dict:
     folded, theirs = fold_token_mlp(state), official_state(case.file("converted.pth"))
     kwargs = arguments(spec["plain_vit_kwargs"])
     plain = TECVisionTransformer(**kwargs)
-    flipped = transposed_keys(plain)
-    report = assign(plain, {k: v.T if k in flipped else v for k, v in folded.items()})
+    report = assign(plain, relayout(folded, transposed_keys(plain)))
     plain.eval()
     moved = [k for k in theirs if k != "cls_token" and not np.array_equal(folded.get(k), theirs[k])]
-    return {"out/features": plain.forward_features(tensor(case.inputs["images"])).numpy(), "out/cls_token": folded["cls_token"],
+    features = plain.forward_features(tensor(case.inputs["images"]))
+    return {"out/features": features.numpy(), "out/cls_token": folded["cls_token"],
             "json/converted_keys": same([[k, list(v.shape)] for k, v in folded.items()],
                                         [[k, shape] for k, shape in spec["converted_keys"].items()]),
             "json/converted_values": same(moved, []),
             "json/dropped_keys": same(sorted(set(state) - set(folded)), sorted(spec["dropped_keys"])),
-            "json/dropped_keys_and_token": same([k for k in spec["dropped_keys"] if k in folded], []),
             "json/plain_vit_missing_keys": same(list(report.missing), spec["plain_vit_missing_keys"]),
             "json/plain_vit_unexpected_keys": same([*report.unexpected, *report.mismatched], [])}
 
@@ -248,16 +255,15 @@ def ibot_forward(case: Case) -> dict:
 
 def full_size(case: Case) -> dict:
     spec = case.spec
-    task, name = ("classifier", spec["model"].removeprefix("finetune_")) if spec["model"].startswith("finetune_") else (
-        "pretrain", "tec_" + spec["model"].removeprefix("mae_"))
-    if task == "classifier" and not spec["model_kwargs"]["mlp_token"]:
-        name = f"tec_{name}"                              # without the flag MAE's name means MAE's classifier
+    task = "classifier" if spec["model"].startswith("finetune_") else "pretrain"
+    name = spec["model"].removeprefix("finetune_").removeprefix("mae_")
     with LazyGuard():
-        model = registry.create(task, name, **spec["model_kwargs"])
+        model = registry.create(task, f"tec_{name}", **spec["model_kwargs"])
     frozen = [k for k, p in model.named_parameters() if not p.trainable]
+    trainable = sum(p.size for p in model.parameters() if p.trainable)
     return {"json/manifest": same(official_shapes(model), list(case.manifest().items())),
             "json/parameters": same(sum(p.size for p in model.parameters()), spec["parameters"]),
-            "json/trainable_parameters": same(sum(p.size for p in model.parameters() if p.trainable), spec["trainable_parameters"]),
+            "json/trainable_parameters": same(trainable, spec["trainable_parameters"]),
             "json/frozen": same(sorted(frozen), sorted(spec["frozen"]))}
 
 
@@ -280,7 +286,8 @@ def full_base(case: Case) -> dict:
         save_torch(path, {spec["top_level_key"]: {k: np.zeros([1], dtype) for k, (_, dtype) in manifest.items()}})
         held = list(read_base(path, nn.Layer()))
     own = list(base.state_dict())
-    return {"json/manifest": same(official_shapes(base), list(manifest.items())), "json/keys_read": same(held, list(manifest)),
+    return {"json/manifest": same(official_shapes(base), list(manifest.items())),
+            "json/keys_read": same(held, list(manifest)),
             "json/missing_in_file": same([*[k for k in own if k not in held], *OFFICIAL_HEAD], spec["missing_in_file"]),
             "json/not_used_from_file": same([k for k in held if k not in own], spec["not_used_from_file"])}
 
