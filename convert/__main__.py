@@ -7,10 +7,11 @@ from pathlib import Path
 
 import ppssl  # noqa: F401 - prepares the process before Paddle is imported
 from convert.contents import Contents, read
-from convert.conversion import to_paddle, to_torch, write_paddle, write_torch
+from convert.conversion import official_weights, to_paddle, to_torch, write_paddle, write_torch
 from convert.formats import Refused
 from convert.inspect import inspect, nonfinite, tensors_in
 from convert.progress import Progress
+from convert.recognise import BY_ORDER
 from convert.report import inspection_lines, report_lines
 from ppssl.errors import BadRequest
 
@@ -25,6 +26,7 @@ class Parser(argparse.ArgumentParser):
 WRITING = {
     "to-paddle": "a PyTorch file for Paddle: -o X.pdparams, X.safetensors, or else a checkpoint that --resume continues",
     "to-torch": "a Paddle file or run for the authors' PyTorch code: -o X.pth or X.safetensors",
+    "fold-tec": "TEC's token MLP folded into the class token, for any plain ViT in PyTorch: -o X.pth or X.safetensors",
 }
 
 
@@ -55,11 +57,14 @@ def convert(args: argparse.Namespace) -> int:
     """to-paddle and to-torch."""
     refuse_same_file(args.file, args.output)
     found = read(args.file, args.model)
+    network = found.main.network if found.recipe is None or args.model else None
     notes = write(found, args)
-    network = found.main.network if found.sections else None
     for note in (*notes, *warnings(found)):
         print(f"note: {note}", file=sys.stderr)
-    held = f"{network.title}, {len(network.official)} tensors" if network else "the original tree"
+    if network and network.naming is BY_ORDER:
+        print("matched by order, with shapes checked:")
+        print("\n".join(f"  {theirs} -> {ours or 'carried along'}" for theirs, ours in network.keys.items()))
+    held = f"{network.title}, {len(network.official)} tensors" if network else "the file it was converted from"
     print(f"{args.output}: {held}, {args.output.stat().st_size / 1e6:,.1f} MB")
     print(f"check it with: python -m convert verify {args.file} {args.output}")
     return 0
@@ -74,8 +79,20 @@ def write(found: Contents, args: argparse.Namespace) -> tuple[str, ...]:
         return converted.notes
     tree, notes = to_torch(found)
     progress = Progress(sum(t.nbytes for _, t in tensors_in(tree)), found.loaded)
-    write_torch(args.output, tree, args.overwrite, progress)
-    return notes
+    return notes + write_torch(args.output, tree, args.overwrite, progress)
+
+
+def fold(args: argparse.Namespace) -> int:
+    """fold-tec: an encoder that a plain ViT loads, whatever of TEC the file holds and in whichever framework."""
+    from ppssl.models.tec import fold_token_mlp
+
+    refuse_same_file(args.file, args.output)
+    found = read(args.file, args.model)
+    weights = fold_token_mlp(official_weights(found.main))
+    write_torch(args.output, weights, args.overwrite, Progress(sum(t.nbytes for t in weights.values()), found.loaded))
+    print(f"{args.output}: encoder of a plain ViT, {len(weights)} tensors, {args.output.stat().st_size / 1e6:,.1f} MB")
+    print(f"check it with: python -m convert verify {args.output}")
+    return 0
 
 
 def warnings(found: Contents) -> list[str]:
@@ -114,7 +131,7 @@ def check(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-COMMANDS = {"to-paddle": convert, "to-torch": convert, "inspect": show, "verify": check}
+COMMANDS = {"to-paddle": convert, "to-torch": convert, "fold-tec": fold, "inspect": show, "verify": check}
 
 
 def main(argv: list[str] | None = None) -> int:

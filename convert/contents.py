@@ -31,12 +31,23 @@ class Section:
 
 @dataclass(frozen=True)
 class Contents:
-    """An opened file. tree: as its writer nested it; by section where names are flat. recipe: of a converted file."""
+    """An opened file. tree: as its writer nested it; by section where names are flat. recipe: of a converted file.
+
+    model: the registered name that the main network has to have.
+    """
     path: Path
     loaded: Loaded
     tree: Any
     recipe: str | None
-    sections: tuple[Section, ...]
+    model: str | None = None
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """Its state dicts, recognised when they are first asked for: that takes Paddle, and seconds to import it."""
+        found = state_dicts(self.tree)
+        hint = None if self.model else hinted(self.tree, self.loaded)
+        wanted = [self.model] + [None] * len(found)
+        return tuple(examine(where, state, self.loaded, name, hint) for (where, state), name in zip(found, wanted))
 
     @cached_property
     def main(self) -> Section:
@@ -67,11 +78,7 @@ def read(path: str | Path, model: str | None = None) -> Contents:
 def contents(loaded: Loaded, path: Path, model: str | None = None) -> Contents:
     """As `read`, for a file that is open already."""
     tree, recipe = nested(loaded)
-    found = state_dicts(tree)
-    hint = None if model else hinted(tree, loaded)
-    wanted = [model] + [None] * len(found)
-    sections = [examine(where, state, loaded, name, hint) for (where, state), name in zip(found, wanted)]
-    return Contents(path, loaded, tree, recipe, tuple(sections))
+    return Contents(path, loaded, tree, recipe, model)
 
 
 def nested(loaded: Loaded) -> tuple[Any, str | None]:
@@ -110,6 +117,12 @@ def state_dicts(tree: Any) -> list[tuple[tuple, Mapping[str, np.ndarray]]]:
 def is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(
         isinstance(key, str) and isinstance(item, np.ndarray) for key, item in value.items())
+
+
+def is_training(tree: Any) -> bool:
+    """Whether a file holds the state of an official run's optimizer."""
+    optimizer = tree.get("optimizer") if isinstance(tree, Mapping) else None
+    return isinstance(optimizer, Mapping) and "param_groups" in optimizer and "epoch" in tree
 
 
 def hinted(tree: Any, loaded: Loaded) -> str | None:

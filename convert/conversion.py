@@ -1,17 +1,24 @@
-"""Files of one framework as files of the other: what is stored under which name, and the way back."""
+"""Files of one framework as files of the other: what is stored under which name, and the way back.
+
+`convert.training` is imported where it is needed: it needs Paddle, whose import takes longer than a file's way back.
+"""
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convert import training
-from convert.contents import RECIPE, RECIPE_TENSOR, RUN_SECTIONS, Contents, Section, contents, state_dicts
+from convert.contents import RECIPE, RECIPE_TENSOR, RUN_SECTIONS, Contents, Section, contents, is_training, state_dicts
 from convert.formats import Loaded, Refused, save_checkpoint, save_paddle, save_safetensors, save_torch
 from convert.formats.atomic import Wrote
 from convert.recipe import decode, encode
 from convert.recognise import COUNTER
+
+if TYPE_CHECKING:
+    from convert.training import State
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ def to_paddle(found: Contents, strict: bool = False) -> Converted:
                       "way back")
     state, notes = None, ()
     try:
-        state = training.from_torch(found) if training.is_training(found.tree) else None
+        state = training_state(found) if is_training(found.tree) else None
     except Refused as refusal:
         if strict:
             raise Refused(f"{found.path}: {refusal}") from None
@@ -44,11 +51,17 @@ def to_paddle(found: Contents, strict: bool = False) -> Converted:
     return Converted(tensors, {RECIPE: recipe} | dict(state.metadata if state else {}), notes)
 
 
+def training_state(found: Contents) -> State:
+    from convert.training import from_torch
+
+    return from_torch(found)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where each tensor of a file goes, and whether it is transposed on the way."""
     found: Contents
-    state: training.State | None
+    state: State | None
 
     def place(self, path: tuple, tensor: np.ndarray) -> tuple[str, bool]:
         """(name, transposed) of the tensor at `path`; no name for a number that the recipe holds itself."""
@@ -91,6 +104,8 @@ def to_torch(found: Contents) -> tuple[Any, tuple[str, ...]]:
 
 
 def run_to_torch(found: Contents, weights: dict[str, np.ndarray]) -> tuple[dict, tuple[str, ...]]:
+    from convert import training
+
     averages = [s for s in found.sections if s.path == ("ema",) and s.network]
     tree = training.to_torch(found, weights, official_weights(averages[0]) if averages else None)
     if training.is_inside_epoch(training.run_state(found)):
@@ -129,7 +144,7 @@ def paddle_weights(section: Section) -> dict[str, np.ndarray]:
 def in_memory(loaded: Loaded, path: Path) -> Loaded:
     """An authors' training checkpoint as if it had been converted and opened. Raises Refused where it is none."""
     found = contents(loaded, path)
-    if not training.is_training(found.tree):
+    if not is_training(found.tree):
         raise Refused(f"{path}: holds no training state (weights only); start from it with --finetune, or --resume a "
                       "checkpoint with optimizer and epoch")
     converted = to_paddle(found, strict=True)
@@ -152,12 +167,15 @@ def flat(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
-def write_torch(path: Path, tree: Any, overwrite: bool, wrote: Wrote) -> None:
-    """Write a .safetensors of the weights alone, or a PyTorch file of everything."""
+def write_torch(path: Path, tree: Any, overwrite: bool, wrote: Wrote) -> tuple[str, ...]:
+    """Write a .safetensors of the weights alone, or a PyTorch file of everything; returns a note on what is left out."""
     if path.suffix != ".safetensors":
         save_torch(path, tree, overwrite, wrote)
-        return
+        return ()
     found = state_dicts(tree)
     if not found:
         raise Refused(f"cannot write {path}: there are no weights, which is all that safetensors hold; choose a .pth")
-    save_safetensors(path, found[0][1], {"format": "pt"}, overwrite, wrote)
+    where, weights = found[0]
+    save_safetensors(path, weights, {"format": "pt"}, overwrite, wrote)
+    left = [str(key) for key in tree if where and key not in where]
+    return (f"left out: {', '.join(left)}; safetensors hold the weights alone, a .pth everything",) if left else ()

@@ -1,4 +1,5 @@
 """What a file holds, and what to do with it next."""
+import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -8,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convert import training
-from convert.contents import Contents
+from convert.contents import Contents, is_training
 from convert.families import FAMILIES
 from convert.formats import Refused, sha256_of
 from convert.recognise import Network, has_any, registered_sizes
@@ -105,34 +105,52 @@ def parts(found: Contents, network: Network | None) -> dict[str, bool]:
 
 
 def beside(found: Contents) -> dict[str, str]:
-    """What stands beside the main network: other state dicts, tensors of no network, the epoch."""
+    """What stands beside the main network: other state dicts, tensors of no network, how far the run was."""
     others = {".".join(map(str, s.path)): s.network.title if s.network else f"{len(s.state)} tensors"
               for s in found.sections[1:]}
     carried = [key for s in found.sections[:1] if s.network for key, ours in s.network.keys.items() if ours is None]
     if carried:
         others["no network's"] = f"{len(carried)} tensors (first {carried[0]})"
     tree = found.tree if isinstance(found.tree, Mapping) else {}
-    return others | ({"epoch": str(tree["epoch"])} if isinstance(tree.get("epoch"), int) else {})
+    return others | ({"epoch": str(tree["epoch"])} if isinstance(tree.get("epoch"), int) else {}) | progress(found)
+
+
+def progress(found: Contents) -> dict[str, str]:
+    """How far a run of this project was, of any other file nothing."""
+    try:
+        done = json.loads(found.loaded.metadata["state"])["progress"]
+        return {"done": f"{done['epoch']} epochs and {done.get('batch', 0)} batches, step {done['step']}"}
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return {}
 
 
 def next_commands(found: Contents, network: Network) -> Iterator[str]:
     """What one does with such a file."""
-    path, task = found.path, "linprobe" if network.probe else "finetune"
+    path, task = found.path, "linprobe" if network.probe or not is_finetuned(network) else "finetune"
     if network.paddle:
         yield f"python -m convert to-torch {path} -o {path.with_suffix('.pth').name}"
-    resumable = training.is_training(found.tree) or "state" in found.loaded.metadata
+    resumable = is_training(found.tree) or "state" in found.loaded.metadata
     if network.family.task == "pretrain" and network.entry and resumable:
         yield f"python main_pretrain.py --model {network.entry} --resume {path}"
     if network.family.task == "classifier" and network.entry and "head" not in network.absent:
         yield f"python main_{task}.py --model {network.entry} --eval --resume {path}"
     elif companion := classifier_of(network):
-        yield f"python main_finetune.py --model {companion} --finetune {path}"
+        yield f"python main_{task}.py --model {companion} --finetune {path}"
     if not network.paddle:
         yield f"python -m convert to-paddle {path} -o {path.with_suffix('.pdparams').name}"
 
 
+def is_finetuned(network: Network) -> bool:
+    """Whether a method finetunes such networks; BYOL's are only probed."""
+    from ppssl import methods
+
+    return any(network.family.name in method.families for method in methods.of_task("finetune"))
+
+
 def classifier_of(network: Network) -> str | None:
     """The registered classifier with this network's encoder."""
+    if network.family.task == "classifier":
+        return network.entry
     name = {"fastconvmae": "convmae"}.get(network.family.name, network.family.name)
     sizes = {key: value for key, value in network.sizes.items() if key in SAME_ENCODER}
     for family in FAMILIES:

@@ -1,19 +1,19 @@
 """Optimizer state between PyTorch (by position in the groups) and this project (by slot and parameter name)."""
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from convert.formats import Refused
-from ppssl.optim.adamw import AdamW
 from ppssl.optim.groups import Group
-from ppssl.optim.lars import LARS, LarsSGD
 
 # What a parameter's state is called in PyTorch (AdamW; MAE's LARS; BYOL's LARS and SGD) and here
 SLOTS = {"exp_avg": "moment1", "exp_avg_sq": "moment2", "mu": "momentum", "momentum_buffer": "momentum"}
 ADAMW = {"eps": 1e-8, "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
          "differentiable": False, "fused": None, "decoupled_weight_decay": True}       # a group as PyTorch has it by default
 BETAS = ("beta1_pow_acc", "beta2_pow_acc")                # what Paddle's Adam holds of the betas and the step
+VANISHED = 2_000_000                                      # steps after which no usual beta's power is a number to speak of
 
 
 def parameter_order(state: Mapping, optimizer) -> dict[int, str]:
@@ -62,8 +62,15 @@ def shapes_fit(state: Mapping[int, Mapping], names: Mapping[int, str], shapes: M
 
 def extra_tensors(state: Mapping[int, Mapping], names: Mapping[int, str], optimizer) -> dict[str, np.ndarray]:
     """What Paddle's AdamW keeps beside the moments: beta ** (steps + 1) of every parameter, by our names."""
-    return {f"{slot}.{names[position]}": np.array([beta ** (int(np.asarray(entry["step"])) + 1)], np.float32)
-            for position, entry in state.items() for slot, beta in zip(BETAS, betas_of(optimizer))}
+    return {f"{slot}.{names[position]}": beta_power(beta, int(np.asarray(entry["step"])))
+            for position, entry in state.items() if "step" in entry
+            for slot, beta in zip(BETAS, betas_of(optimizer))}
+
+
+@lru_cache
+def beta_power(beta: float, steps: int) -> np.ndarray:
+    """beta ** (steps + 1), [1] float32, with the rounding of Paddle, which multiplies once a step."""
+    return np.multiply.accumulate(np.full(min(steps, VANISHED) + 1, beta, np.float32))[-1:].copy()
 
 
 def adam_from_torch(state: Mapping, optimizer, transposed: frozenset[str]) -> tuple[dict[str, np.ndarray], int]:
@@ -104,6 +111,9 @@ def torch_entry(stored: Mapping[str, np.ndarray], name: str, slots: Mapping[str,
 
 def dialect(optimizer) -> tuple[dict[str, str], Callable[[Group], dict]]:
     """What an optimizer's official counterpart calls its state, {theirs: ours}, and the options of its groups."""
+    from ppssl.optim.adamw import AdamW
+    from ppssl.optim.lars import LARS, LarsSGD
+
     if isinstance(optimizer, AdamW):
         return {"exp_avg": "moment1", "exp_avg_sq": "moment2"}, lambda group: ADAMW | {"betas": optimizer.betas}
     if isinstance(optimizer, LarsSGD):

@@ -37,7 +37,8 @@ def panes(run: Comparison, framework: str, found: Contents, mode: str) -> np.nda
     trial, out = trial_of(found.main.network), run.outputs[framework]
     inputs, mask = paddle.to_tensor(run.given["images"][:1]), paddle.to_tensor(out["mask"][:1])
     hidden = spread_mask(mask, inputs.shape[2:])
-    pixels = undo_normalisation(trial.image(run.model, out["prediction"][:1]), inputs, mask, mode)
+    per_channel = found.main.network.family.name == "bootmae"
+    pixels = undo_normalisation(trial.image(run.model, out["prediction"][:1]), inputs, mask, mode, per_channel)
     mean, std = (paddle.to_tensor(v).reshape([1, -1, 1, 1]) for v in (trial.mean, trial.std))
     original, predicted = inputs * std + mean, pixels * std + mean
     shown = original * (1 - hidden)

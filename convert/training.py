@@ -21,7 +21,6 @@ from ppssl import config as configs
 from ppssl import methods
 from ppssl.byol_recipe import RENAMED, flatten
 from ppssl.config import Config
-from ppssl.engine.precision import LossScale
 from ppssl.errors import BadRequest
 from ppssl.optim.schedules import scale_lr
 
@@ -41,12 +40,6 @@ class State:
     slots: Mapping[str, str]
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
-
-
-def is_training(tree: Any) -> bool:
-    """Whether a file holds an optimizer's state."""
-    optimizer = tree.get("optimizer") if isinstance(tree, Mapping) else None
-    return isinstance(optimizer, Mapping) and "param_groups" in optimizer and "epoch" in tree
 
 
 def from_torch(contents: Contents) -> State:
@@ -97,17 +90,23 @@ def config_of(args: Mapping[str, Any], network: Network) -> Config:
 
     Raises Refused where no method trains such a network.
     """
-    task = "linprobe" if network.probe else "finetune" if network.family.task == "classifier" else "pretrain"
-    method = next((m for m in methods.of_task(task) if network.family.name in m.families), None)
-    if method is None:
-        raise Refused(f"no method here trains a {network.family.title}; continue with the weights alone (--finetune)")
+    method = method_of(network)
     values = understood(args, method)
     if "img_size" in network.sizes:
         values["input_size"] = configs.Size(network.sizes["img_size"])
-    if task != "pretrain" and "num_classes" in network.sizes:
+    if method.task != "pretrain" and "num_classes" in network.sizes:
         values["nb_classes"] = network.sizes["num_classes"]
     name = network.entry or args.get("model") or network.family.name
-    return configs.build(task, method, name, method.defaults | values)
+    return configs.build(method.task, method, name, method.defaults | values)
+
+
+def method_of(network: Network) -> type:
+    """What trains such a network here; a ResNet classifier is only ever probed. Raises Refused where nothing does."""
+    tasks = ("linprobe",) if network.probe else {"classifier": ("finetune", "linprobe")}.get(network.family.task, ("pretrain",))
+    for method in (m for task in tasks for m in methods.of_task(task)):
+        if network.family.name in method.families:
+            return method
+    raise Refused(f"no method here trains a {network.family.title}; continue with the weights alone (--finetune)")
 
 
 def understood(args: Mapping[str, Any], method) -> dict[str, Any]:
@@ -139,19 +138,19 @@ def to_torch(contents: Contents, model: dict[str, np.ndarray], ema: dict[str, np
     """The checkpoint that the authors' code resumes from, from a run of this project.
 
     model, ema: official weights, in PyTorch's layout. The entries are model, optimizer, epoch (the last that is
-    finished), scaler, args, and model_ema where the run has an average; BYOL's are its own. Raises Refused where what the
-    run stored is not readable.
+    finished), scaler, args, and model_ema where the run has an average, steps where the optimizer does not count them
+    (the authors' code passes over it); BYOL's are its own. Raises Refused where what the run stored is not readable.
     """
     network = contents.main.network
     try:
         state, config = run_state(contents), configs.restore(json.loads(contents.loaded.metadata["config"]))
         moments = moments_of(contents, state, config, network)
         if is_byol(network):
-            return {"config": byol_options(config), "epoch": epochs_done(state), "steps": state["progress"]["step"],
-                    "model": model, "optimizer": moments, "amp": {"loss_scaler0": {"loss_scale": 1.0, "unskipped": 0}}}
+            return byol_file(state, config, model, moments)
         tree = {"model": model, "optimizer": moments, "epoch": epochs_done(state) - 1,
                 "scaler": torch_scaler(state["scaler"]), "args": args_of(config)}
-        return tree | ({"model_ema": ema} if ema else {})
+        steps = {} if steps_taken(moments["state"]) else {"steps": state["progress"]["step"]}
+        return tree | steps | ({"model_ema": ema} if ema else {})
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise Refused(f"{contents.path}: what its run stored is not readable ({type(error).__name__} {error}); was it "
                       "written by a newer version?") from None
@@ -167,6 +166,18 @@ def moments_of(contents: Contents, state: Mapping, config: Config, network: Netw
 
 def run_state(contents: Contents) -> dict[str, Any]:
     return json.loads(contents.loaded.metadata["state"])
+
+
+def byol_file(state: Mapping, config: Config, model: Mapping[str, np.ndarray], moments: dict) -> dict[str, Any]:
+    """The checkpoint of BYOL's code: of several ranks, the names are those of the distributed wrapper that it loads into.
+
+    Source: blankWorld/BYOL-PyTorch `trainer/byol_trainer.py`.
+    """
+    distributed = (state["world"] or 1) > 1
+    prefix = "module." if distributed else ""
+    return {"config": byol_options(config) | {"distributed": distributed}, "epoch": epochs_done(state),
+            "steps": state["progress"]["step"], "model": {prefix + key: value for key, value in model.items()},
+            "optimizer": moments, "amp": {"loss_scaler0": {"loss_scale": 1.0, "unskipped": 0}}}
 
 
 def byol_options(config: Config) -> dict[str, Any]:
@@ -194,6 +205,8 @@ def is_inside_epoch(state: Mapping) -> bool:
 
 def torch_scaler(scaler: Mapping | None) -> dict[str, float]:
     """GradScaler's state; its fresh one for a run that scaled nothing, which `load_state_dict` takes in either case."""
+    from ppssl.engine.precision import LossScale
+
     values = dataclasses.asdict(LossScale()) | dict(scaler or {})
     return {theirs: values[ours] for theirs, ours in SCALER.items()}
 

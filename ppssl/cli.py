@@ -10,21 +10,7 @@ from ppssl.errors import BadRequest, TrainingFailed
 def main(task: str, argv: list[str] | None = None) -> int:
     """Carry out the command line of a task. Exit codes: 0 done, 1 failed in training, 2 bad request."""
     try:
-        config = parse(task, sys.argv[1:] if argv is None else argv)
-        for note in config.notes:
-            print(f"note: {note}", flush=True)
-        if config.dry_run:
-            from ppssl.engine.dry_run import describe
-
-            describe(config)
-        elif getattr(config.options, "eval", False):
-            from ppssl.engine.run import evaluate_only
-
-            evaluate_only(config)
-        else:
-            from ppssl.engine.run import Training
-
-            Training(config).run()
+        carry_out(task, sys.argv[1:] if argv is None else argv)
         return 0
     except (BadRequest, Refused) as error:
         return _fail(error, 2)
@@ -36,6 +22,30 @@ def main(task: str, argv: list[str] | None = None) -> int:
         return _fail(f"lost contact with another rank, see its workerlog for the reason: {str(error).strip().splitlines()[-1]}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted: continue with --resume auto", 130)
+
+
+def carry_out(task: str, argv: list[str]) -> None:
+    """List, describe, evaluate or train, whatever is asked for."""
+    if "--list" in argv:
+        from ppssl.listing import listing
+
+        print(listing(task))
+        return
+    config = parse(task, argv)
+    for note in config.notes:
+        print(f"note: {note}", flush=True)
+    if config.dry_run:
+        from ppssl.engine.dry_run import describe
+
+        describe(config)
+    elif getattr(config.options, "eval", False):
+        from ppssl.engine.run import evaluate_only
+
+        evaluate_only(config)
+    else:
+        from ppssl.engine.run import Training
+
+        Training(config).run()
 
 
 def lost_contact(error: Exception) -> bool:

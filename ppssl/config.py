@@ -6,6 +6,7 @@ small section that is handed to whoever needs it. An unknown key or a wrong type
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -15,9 +16,8 @@ from typing import Any
 
 import yaml
 
+from ppssl import recipe as recipes
 from ppssl.errors import BadRequest
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class Size(tuple):
@@ -42,9 +42,18 @@ class Pair(tuple):
         return super().__new__(cls, (first, second))
 
 
+AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
+AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+
+
+def one_of(*names: str):
+    """What a field has to be: one of these."""
+    return " or ".join(names), lambda value: value in names
+
+
 def option(default, help: str, **metadata):
     """A field of a section: its default, the line that --help shows; `alias`: another official name of it; `negative`: an
-    official flag that means its opposite."""
+    official flag that means its opposite; `must`: (what it has to be, in words; the test of a value)."""
     return dataclasses.field(default=default, metadata={"help": help} | metadata)
 
 
@@ -53,23 +62,23 @@ class Data:
     """What images are read and how."""
     data_path: str = option("demo", "folder with train/ (and val/) of class folders; 'demo' is the embedded digit set")
     input_size: Size = option(Size(224), "image side in pixels, or height x width as 224x160")
-    num_workers: int = option(10, "loader processes of each rank; 0 loads in the training process")
+    num_workers: int = option(10, "loader processes of each rank; 0 loads in the training process", must=AT_LEAST_0)
     max_bad_images: float = option(0.001, "share of unreadable images after which a run stops")
 
 
 @dataclass(frozen=True)
 class Train:
     """How long and how fast the weights move."""
-    batch_size: int = option(64, "images of one rank and micro-batch; effective batch = batch_size * accum_iter * ranks")
-    accum_iter: int = option(1, "micro-batches whose gradients make one optimizer step", alias="update_freq")
-    epochs: int = option(400, "passes over the training set")
+    batch_size: int = option(64, "images of one rank and micro-batch; effective batch = batch_size * accum_iter * ranks", must=AT_LEAST_1)
+    accum_iter: int = option(1, "micro-batches whose gradients make one optimizer step", alias="update_freq", must=AT_LEAST_1)
+    epochs: int = option(400, "passes over the training set", must=AT_LEAST_1)
     lr: float | None = option(None, "absolute peak learning rate; without it, blr * effective batch / 256")
     blr: float = option(1e-3, "base learning rate for 256 images")
     min_lr: float = option(0.0, "where the cosine ends")
-    warmup_epochs: float = option(40, "epochs of linear warm-up")
+    warmup_epochs: float = option(40, "epochs of linear warm-up", must=AT_LEAST_0)
     weight_decay: float = option(0.05, "weight decay")
     clip_grad: float | None = option(None, "largest global gradient norm")
-    max_train_step: int | None = option(None, "stop after this many optimizer steps")
+    max_train_step: int | None = option(None, "stop after this many optimizer steps", must=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,15 @@ class Run:
     resume: str = option("", "'auto' (newest checkpoint of output_dir, if any) or a checkpoint file")
     start_epoch: int = option(0, "first epoch of a run that does not resume")
     seed: int = option(0, "seed of initial weights, data order, augmentation and masks")
-    device: str | None = option(None, "cpu or gpu (default: gpu where Paddle has one)")
+    device: str | None = option(None, "cpu or gpu (default: gpu where Paddle has one)", must=one_of("cpu", "gpu"))
     amp: str = option("auto", "autocast on GPU: bf16, fp16, none; auto takes bf16 where the GPU has it (no effect on CPU)")
     recompute: bool = option(False, "store less for the backward pass and compute it again there")
-    print_freq: int = option(20, "optimizer steps between log lines")
-    save_freq: int = option(20, "every so many epochs a checkpoint is kept for good", alias="save_ckpt_freq")
-    keep_last: int = option(2, "number of newest checkpoints kept beside those")
-    save_steps: int | None = option(None, "also save every so many optimizer steps")
+    sharding: bool = option(False, "divide the optimizer's state over the ranks")
+    resume_reshard: bool = option(False, "resume with another number of ranks or other batches, at the same place of the epoch")
+    print_freq: int = option(20, "optimizer steps between log lines", must=AT_LEAST_1)
+    save_freq: int = option(20, "every so many epochs a checkpoint is kept for good", alias="save_ckpt_freq", must=AT_LEAST_1)
+    keep_last: int = option(2, "number of newest checkpoints kept beside those", must=AT_LEAST_1)
+    save_steps: int | None = option(None, "also save every so many optimizer steps", must=AT_LEAST_1)
 
 
 # Official flags that name something this project does by itself: accepted, with a note. name -> (takes a value, note)
@@ -130,7 +141,7 @@ def parse(task: str, argv: list[str]) -> Config:
 
     first = _first_look(argv)
     overrides = _overrides(first.override)
-    recipe, origin, notes = _recipe(task, first, overrides)
+    recipe, path, notes = _recipe(task, first, overrides)
     early = recipe | overrides | {k: v for k, v in vars(first).items() if v is not None}
     model = early.get("model") or methods.default_model(task, early.get("data_path", "demo"))
     method = methods.find(task, model, early.get("basemodel"))
@@ -139,17 +150,19 @@ def parse(task: str, argv: list[str]) -> Config:
     flags = vars(_parser(task, method, fields).parse_args(argv))
     notes += [f"--{name} has no effect: {note}" for name, (_, note) in _accepted(method).items() if name in flags]
     flags = {k: v for k, v in flags.items() if k in fields}
-    sources = ((origin, recipe), ("-o", overrides), ("command line", flags))
-    values = {k: v for name, given in sources for k, v in _checked(given, fields, name, task, method).items()}
-    return build(task, method, model, method.defaults | values, dry_run=first.dry_run, notes=tuple(notes))
+    stored = method.defaults | _checked(recipe, fields, str(path), task, method)
+    given = _checked(overrides, fields, "-o", task, method) | _checked(flags, fields, "command line", task, method)
+    settings = build(task, method, model, stored | given, dry_run=first.dry_run)
+    notes += _batch_note(path, build(task, method, model, stored).train, settings.train)
+    return dataclasses.replace(settings, notes=tuple(notes))
 
 
-def build(task: str, method, model: str, values: Mapping[str, Any], dry_run: bool = False, notes=()) -> Config:
+def build(task: str, method, model: str, values: Mapping[str, Any], dry_run: bool = False) -> Config:
     """A Config from typed flat values; what is not given takes the section's default."""
     def section(kind):
         names = {f.name for f in dataclasses.fields(kind)}
         return kind(**{k: v for k, v in values.items() if k in names})
-    return Config(task, method.name, model, section(Data), section(Train), section(Run), section(method.Options), dry_run, notes)
+    return Config(task, method.name, model, section(Data), section(Train), section(Run), section(method.Options), dry_run)
 
 
 def restore(flat: Mapping[str, Any], **changes) -> Config:
@@ -175,9 +188,12 @@ def coerce(value, kind, key: str, origin: str):
             raise ValueError
         if target is str and not isinstance(value, str | int | float):
             raise ValueError
+        if target is float and not math.isfinite(float(value)):
+            raise ValueError
         return target(value)
     except (TypeError, ValueError):
-        names = {Size: "a size such as 224 or 224x160", Pair: "two numbers such as 0.2,0.8", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        names = {Size: "a size such as 224 or 224x160", Pair: "two numbers such as 0.2,0.8", bool: "true or false",
+                 int: "a whole number", float: "a number", str: "text"}
         raise BadRequest(f"{origin}: {key} must be {names[target]}, not {value!r}") from None
 
 
@@ -198,17 +214,19 @@ def _first_look(argv: list[str]) -> argparse.Namespace:
     return look.parse_known_args(argv)[0]
 
 
-def _recipe(task: str, first: argparse.Namespace, overrides: dict) -> tuple[dict, str, list[str]]:
-    """The recipe's flat keys, what to call it in errors, and notes. Without any request: the demo recipe of the task."""
+def _recipe(task: str, first: argparse.Namespace, overrides: dict) -> tuple[dict, Path | None, list[str]]:
+    """The recipe's flat keys, its file, and notes. Without any request: the demo recipe of the task."""
     name = first.config
     if name is None:
         if first.model or first.data_path or {"model", "data_path"} & set(overrides):
-            return {}, "recipe", []
+            return {}, None, []
         name = f"mae/demo_{task}"
-    path = Path(name) if Path(name).exists() else RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    path = recipes.locate(name)
     if not path.exists():
-        known = sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml"))
-        raise BadRequest(f"no recipe {name}: neither a file nor one of {', '.join(known)}")
+        near = difflib.get_close_matches(name, recipes.names(task), n=1, cutoff=0.6)
+        raise BadRequest(f"no recipe {name}: {f'did you mean {near[0]}?' if near else '--list shows all'}")
+    if recipes.RECIPES in path.parents and not path.stem.endswith(task):
+        raise BadRequest(f"recipe {name} is for main_{path.stem.rsplit('_', 1)[1]}.py, this is main_{task}.py")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -219,8 +237,19 @@ def _recipe(task: str, first: argparse.Namespace, overrides: dict) -> tuple[dict
         from ppssl.byol_recipe import translate
 
         flat, notes = translate(content)
-        return flat, str(path), notes
-    return content, str(path), []
+        return flat, path, notes
+    return content, path, []
+
+
+def _batch_note(path: Path | None, meant: Train, train: Train) -> list[str]:
+    """What to say where a request does not make the effective batch that its recipe is for. meant: the recipe's own settings."""
+    from ppssl.dist import world
+
+    ranks, micro = path and recipes.ranks(path), train.batch_size * world()
+    if not ranks or (batch := meant.batch_size * meant.accum_iter * ranks) == micro * train.accum_iter:
+        return []
+    fix = f"--accum_iter {batch // micro} would make it" if batch % micro == 0 else "--batch_size and --accum_iter change it"
+    return [f"the recipe is for an effective batch of {batch} on {ranks} ranks, this run has {micro * train.accum_iter}: {fix}"]
 
 
 def _overrides(items: list[str]) -> dict[str, Any]:
@@ -228,7 +257,10 @@ def _overrides(items: list[str]) -> dict[str, Any]:
     for item in items:
         if "=" not in item:
             raise BadRequest(f"-o takes key=value, not {item!r}")
-    return {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in items)}
+    try:
+        return {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in items)}
+    except yaml.YAMLError as error:
+        raise BadRequest(f"-o takes key=value with a value in YAML: {' '.join(str(error).split())}") from None
 
 
 def _fields(method) -> dict[str, dataclasses.Field]:
@@ -248,6 +280,7 @@ def _parser(task: str, method, fields: Mapping[str, dataclasses.Field]) -> argpa
     parser.add_argument("-c", "--config", help="recipe: a YAML file or a name such as mae/demo_pretrain")
     parser.add_argument("-o", "--override", action="append", metavar="KEY=VALUE", help="set one key, as a recipe would")
     parser.add_argument("--dry_run", action="store_true", help="print what would run, build everything, train nothing")
+    parser.add_argument("--list", action="store_true", help="print the recipes and models of this task, and stop")
     parser.add_argument("--model", help="name of a registered model")
     for name, f in fields.items():
         default = method.defaults.get(name, f.default)
@@ -266,7 +299,7 @@ def _parser(task: str, method, fields: Mapping[str, dataclasses.Field]) -> argpa
 
 def _refuse_unknown(argv: list[str], fields, task: str, method) -> None:
     """BadRequest for the first flag that does not exist, naming the nearest."""
-    extra = {"config", "c", "override", "o", "dry_run", "model", "help", "h"}
+    extra = {"config", "override", "dry_run", "list", "model", "help"}
     aliases = {f.metadata[k] for f in fields.values() for k in ("alias", "negative") if k in f.metadata}
     for flag in (a.split("=")[0] for a in argv if a.startswith("--")):
         name = flag[2:]
@@ -289,6 +322,9 @@ def _checked(values: Mapping[str, Any], fields, origin: str, task: str, method) 
         if name not in fields:
             raise BadRequest(f"{origin}: unknown key {key!r}: {_nearest(str(key), fields, task, method)}")
         out[name] = coerce(value, fields[name].type, name, origin)
+        wanted, holds = fields[name].metadata.get("must", ("", bool))
+        if wanted and out[name] is not None and not holds(out[name]):
+            raise BadRequest(f"{origin}: {name} must be {wanted}, not {out[name]}")
     return out
 
 

@@ -10,7 +10,7 @@ import time
 import paddle
 import paddle.distributed as dist
 
-from ppssl.errors import TrainingFailed
+from ppssl.errors import BadRequest, TrainingFailed
 from ppssl.witness import watch
 
 _tags = itertools.count()
@@ -31,8 +31,11 @@ def is_main() -> bool:
 
 def start(device: str | None) -> str:
     """Choose the device of this rank and join the others. Returns the device's name ('cpu', 'gpu:0')."""
+    if device == "gpu" and not paddle.device.is_compiled_with_cuda():
+        raise BadRequest("--device gpu needs a Paddle with GPU support: install requirements-gpu.txt, or give --device cpu")
     if device == "cpu" or device is None and not paddle.device.is_compiled_with_cuda():
         paddle.set_device("cpu")
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})         # transposed views are read very slowly on CPU
     elif world() == 1:
         paddle.set_device("gpu")
     if world() > 1:
@@ -87,6 +90,22 @@ def gather_rows(tensor):
     return paddle.concat([part[:n] for part, n in zip(parts, counts)])
 
 
+def gather_objects(value) -> list:
+    """Every rank's plain Python value, by rank."""
+    if world() == 1:
+        return [value]
+    values: list = []
+    dist.all_gather_object(values, value)
+    return values
+
+
+def hand_out(owned: list[tuple]) -> None:
+    """Give each (tensor, rank) the values it has on that rank, in place, on all ranks."""
+    if world() > 1:
+        for task in [dist.broadcast(tensor, src=owner, sync_op=False) for tensor, owner in owned]:
+            task.wait()
+
+
 def any_rank(bad, stop: bool) -> tuple:
     """(0-d bool tensor: `bad` holds on some rank, 0-d float tensor: 1 where `stop` holds on some rank)."""
     flags = paddle.stack([bad.astype("float32"), paddle.full([], float(stop))])
@@ -95,10 +114,17 @@ def any_rank(bad, stop: bool) -> tuple:
 
 
 class Replica:
-    """How the model runs on this rank: directly, or through DataParallel, which averages gradients over the ranks."""
+    """How the model runs on this rank: directly, or through DataParallel, which averages gradients over the ranks.
+
+    DataParallel sums gradients as they lie in memory, whatever their strides. Those of transposed weights are strided, and
+    would come out in the wrong places, so each is laid out first.
+    """
 
     def __init__(self, model):
         self._wrapped = paddle.DataParallel(model) if world() > 1 else model
+        for p in model.parameters() if world() > 1 else ():
+            if not p.stop_gradient:
+                p.register_hook(lambda gradient: gradient.contiguous())
 
     def __call__(self, *args, **kwargs):
         return self._wrapped(*args, **kwargs)

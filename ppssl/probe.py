@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         dist.start(args.device)
         warm()
         changes = {"data_path": args.data_path} if args.data_path else {}
-        trained = accuracy(rebuild(args.run, **changes))
-        paddle.seed(1)
+        method = rebuild(args.run, **changes)
+        trained = accuracy(method)
+        paddle.seed(method.config.run.seed + 1)
         random = accuracy(rebuild(args.run, with_weights=False, **changes))
     except (BadRequest, Refused) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3               # glibc malloc.h
+VARIABLES = ("MKL_DEBUG_CPU_TYPE", "MKL_NUM_THREADS", "MKL_DYNAMIC", "GLOG_minloglevel")      # that `prepare` sets
 
 
 def prepare() -> None:

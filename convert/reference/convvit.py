@@ -36,7 +36,29 @@ def conv_block(tape: Tape, name: str, x: Tensor, visible: list[Tensor], mask_aft
     return tape.keep(name, x + tape.conv(f"{name}.mlp.fc2", u))
 
 
-def conv_stages(tape: Tape, images: Tensor, masks: list[Tensor], mask_after: bool) -> tuple[list[Tensor], Tensor]:
+def by_token(x: Tensor, grid: list[int], sides: list[int]) -> Tensor:
+    """A map [B, C, H, W] as [B, N, P, C], the positions of each patch together; sides: of its nested groups."""
+    n = len(sides)
+    rows_and_columns = [axis for i in range(n) for axis in (3 + i, 4 + n + i)]
+    split = x.reshape(*x.shape[:2], grid[0], *sides, grid[1], *sides)
+    return split.permute(0, 2, 3 + n, *rows_and_columns, 1).reshape(len(x), math.prod(grid), -1, x.shape[1])
+
+
+def keep_visible(tape: Tape, stage: int, kept: list[Tensor], grid: list[int], sides: list[int]) -> None:
+    """Lay out what a stage recorded as the Paddle model does: [V*B, K*P, C], rows of each view's visible patches alone.
+
+    kept: [B, K] of each view; where there are none, all patches are visible.
+    """
+    for name in [n for n in tape.stages if n.startswith((f"patch_embed{stage}", f"blocks{stage}."))]:
+        maps = [x.permute(0, 3, 1, 2) if "norm" in name.rpartition(".")[2] else x for x in tape.stages[name]]
+        tokens = [by_token(x, grid, sides).flatten(2) for x in maps]
+        views = tokens if len(tokens) == len(kept) else tokens * max(1, len(kept))
+        visible = [gather(x, ids) for x, ids in zip(views, kept)] if kept else tokens
+        tape.stages[name] = [torch.cat(visible).reshape(sum(map(len, visible)), -1, maps[0].shape[1])]
+
+
+def conv_stages(tape: Tape, images: Tensor, kept: list[Tensor], masks: list[Tensor], mask_after: bool
+                ) -> tuple[list[Tensor], Tensor]:
     """The outputs of stages 1 and 2, and stage 3's tokens [B, N, D] with their positions. masks: [B, N], 1 removed."""
     x, outputs = images, []
     strides = [tape.weight(f"patch_embed{i}.proj.weight").shape[2:] for i in (1, 2, 3)]
@@ -48,14 +70,19 @@ def conv_stages(tape: Tape, images: Tensor, masks: list[Tensor], mask_after: boo
         for i in range(tape.depth(f"blocks{stage}")):
             x = conv_block(tape, f"blocks{stage}.{i}", x, maps, mask_after)
         outputs.append(x)
+        keep_visible(tape, stage, kept, grid, [s[0] for s in strides[:stage - 1:-1]])
     x = embed(tape, "patch_embed3", x).flatten(2).transpose(1, 2)
-    return outputs, tape.linear("patch_embed4", x) + tape.weight("pos_embed")
+    keep_visible(tape, 3, kept, grid, [])
+    x = tape.linear("patch_embed4", x)
+    if kept:
+        tape.keep("patch_embed4", torch.cat([gather(x, ids) for ids in kept]))
+    return outputs, x + tape.weight("pos_embed")
 
 
 def encode(tape: Tape, images: Tensor, kept: list[Tensor], masks: list[Tensor], mask_after: bool, heads: int,
            eps: float) -> Tensor:
     """The fused latent [V*B, K, D] of V views, view after view; kept: [B, K] visible patches of each."""
-    (first, second), x = conv_stages(tape, images, masks, mask_after)
+    (first, second), x = conv_stages(tape, images, kept, masks, mask_after)
     skips = [tape.patch_conv(f"stage{i}_output_decode", y).flatten(2).transpose(1, 2)
              for i, y in enumerate((first, second), start=1)]
     x, *skips = (torch.cat([gather(t, ids) for ids in kept]) for t in (x, *skips))
@@ -111,5 +138,5 @@ def classifier(tape: Tape, images: Tensor, *, heads: int, eps: float = 1e-6, fir
 
     Without `fc_norm` the feature is token 0, the top-left patch. EasyCV averages from patch 1 on.
     """
-    _, x = conv_stages(tape, images, [], False)
+    _, x = conv_stages(tape, images, [], [], False)
     return classify(tape, tape.vit_blocks("blocks3", x, heads, eps), first, eps)

@@ -1,4 +1,6 @@
 """From image files to batches: samples drawn by (seed, epoch, index), unreadable images replaced and reported."""
+import atexit
+import multiprocessing
 import shutil
 import signal
 import time
@@ -13,6 +15,7 @@ from ppssl.errors import TrainingFailed
 
 NEXT_TRIES = 16                                           # unreadable neighbours tried before giving up on a sample
 MIN_BAD_IMAGES = 10                                       # unreadable images that any run puts up with
+WORKER_DIED = "a data worker died (killed, out of memory, or /dev/shm too small): see the log above, or try fewer --num_workers"
 
 
 class Samples(paddle.io.Dataset):
@@ -90,8 +93,7 @@ class Loader:
                 self._reported.append(batch.pop("bad"))
                 yield batch
         except SystemError as error:
-            raise TrainingFailed("a data worker died (killed, out of memory, or /dev/shm too small): see the log above, "
-                                 "or try fewer --num_workers") from error
+            raise TrainingFailed(WORKER_DIED) from error
 
 
     def check_images(self, max_share: float) -> None:
@@ -136,7 +138,23 @@ def shared_memory_suffices(samples: Samples, batch_size: int, num_workers: int) 
     return free >= needed
 
 
+def tells_of_a_worker(error: Exception) -> bool:
+    """Whether Paddle raised this, wherever the training process just was, because a worker had died."""
+    return "DataLoader process" in str(error)
+
+
 def _prepare_worker(_worker: int) -> None:
-    """One thread per worker, which leaves the keyboard to the training process."""
+    """One thread per worker, which leaves it to the training process to stop: launchers signal whole groups of processes."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """At exit, before `multiprocessing` sends its own SIGTERM to the workers and waits for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)         # Paddle's handler takes their end for a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+atexit.register(_end_workers)

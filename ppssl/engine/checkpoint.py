@@ -24,7 +24,7 @@ OPTIMIZER = "optimizer"
 class Snapshot:
     """What a checkpoint file holds. tensors: {section: {name: array}}, sections 'model', 'optimizer' and a method's own.
 
-    world: the number of ranks that wrote it; None where it comes from another framework.
+    world: the number of ranks that wrote it; None where it comes from another framework. batches: micro-batches of an epoch.
     """
     tensors: dict[str, dict[str, np.ndarray]]
     progress: Progress
@@ -32,6 +32,7 @@ class Snapshot:
     scaler: LossScale | None
     config: dict
     world: int | None
+    batches: int | None = None
 
 
 def path_of(folder: Path, progress: Progress, batches: int) -> Path:
@@ -79,7 +80,8 @@ def snapshot(loaded: Loaded, path: Path) -> Snapshot:
             section, name = key.split(".", 1)
             tensors.setdefault(section, {})[name] = value
         scaler = LossScale(**state["scaler"]) if state["scaler"] else None
-        return Snapshot(tensors, Progress(**state["progress"]), state["optimizer_steps"], scaler, config, state["world"])
+        return Snapshot(tensors, Progress(**state["progress"]), state["optimizer_steps"], scaler, config, state["world"],
+                        state.get("batches"))
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"{path} holds no training state of this project ({error}); give one of its checkpoint-*.safetensors") from None
 
@@ -94,17 +96,25 @@ def newest(folder: Path) -> Iterator[tuple[Path, Snapshot]]:
 
 
 def check_same_run(snap: Snapshot, config: Config, world: int) -> None:
-    """The same steps over the same data order as before, or BadRequest.
+    """The same steps over the same data order as before, or BadRequest; with --resume_reshard the same data order alone.
 
     A state from another framework had another data order anyway, and begins at an epoch's edge: it continues with any.
     """
+    if snap.world is not None and snap.config["seed"] != config.run.seed:
+        raise BadRequest(f"the checkpoint was written with --seed {snap.config['seed']}, this run has {config.run.seed}: use "
+                         f"{snap.config['seed']} to resume")
+    for what, (before, now) in {} if config.run.resume_reshard else changed(snap, config, world).items():
+        raise BadRequest(f"the checkpoint was written with {what} {before}, this run has {now}: use {before} to resume, or add "
+                         "--resume_reshard")
+
+
+def changed(snap: Snapshot, config: Config, world: int) -> dict[str, tuple[int, int]]:
+    """What divides an epoch into other steps now than when the snapshot was written: {name: (before, now)}."""
     if snap.world is None:
-        return
-    pairs = {"ranks": (snap.world, world), "--seed": (snap.config["seed"], config.run.seed)}
+        return {}
+    pairs = {"ranks": (snap.world, world)}
     pairs |= {f"--{key}": (snap.config[key], getattr(config.train, key)) for key in ("batch_size", "accum_iter")}
-    for what, (before, now) in pairs.items():
-        if before != now:
-            raise BadRequest(f"the checkpoint was written with {what} {before}, this run has {now}: use {before} to resume")
+    return {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def restore(snap: Snapshot, method, optimizer) -> Progress:

@@ -6,14 +6,17 @@ from paddle import nn
 
 
 class Cost:
-    """Filled while `counting`: `flops` (2 per multiply-add) and `activations` (numbers that leaf layers put out)."""
+    """Filled while `counting`: `flops` (2 per multiply-add), `step_flops` (with a backward pass of twice the work wherever
+    gradients flow) and `activations` (numbers that leaf layers put out)."""
 
     def __init__(self):
-        self.flops = self.activations = 0
+        self.flops = self.step_flops = self.activations = 0
 
     def add(self, layer, inputs, output) -> None:
         macs = own_macs(layer, inputs, output)
         self.flops += 2 * macs
+        if macs:
+            self.step_flops += (2 if output.stop_gradient else 6) * macs
         if hasattr(output, "shape") and not list(layer.children()):
             self.activations += prod(output.shape)
 

@@ -47,19 +47,19 @@ def facts(config: Config, method, data) -> dict[str, str]:
         out["optimizer steps"] = f"{per_epoch * train.epochs:,} = {per_epoch:,} an epoch x {train.epochs} epochs"
     parameters = method.model.parameters()
     total, trained = (sum(p.size for p in ps) for ps in (parameters, [p for p in parameters if p.trainable]))
-    flops, activations = forward_cost(method)
+    flops, step_flops, activations = cost_of_image(method)
     stored = sum(t.size for layer in method.layers().values() for t in layer.state_dict().values()) + 2 * trained
     out |= {"parameters": f"{total:,} ({trained:,} trainable)",
             "forward pass": f"{flops / 1e9:.2f} GFLOP an image, teachers included",
+            "training step": f"{step_flops / 1e9:.2f} GFLOP an image",
             "memory of weights and state": f"{4 * (stored + trained) / 2 ** 30:.2f} GiB in float32",
             "memory of activations": f"about {4 * activations * train.batch_size / 2 ** 30:.2f} GiB at batch_size {train.batch_size} in float32",
             "checkpoint": f"{4 * stored / 2 ** 20:,.0f} MiB"}
     return out
 
 
-@paddle.no_grad()
-def forward_cost(method) -> tuple[float, float]:
-    """(FLOP, activation numbers) of one image's forward pass through everything the loss computes."""
+def cost_of_image(method) -> tuple[float, float, float]:
+    """(FLOP of the forward pass, of the training step, activation numbers) of one image, with everything the loss computes."""
     size = method.config.data.input_size
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -67,4 +67,4 @@ def forward_cost(method) -> tuple[float, float]:
     networks = {id(n): n for n in (*method.layers().values(), *method.frozen())}
     with counting(*networks.values()) as cost:
         method.loss(method.network, batch, Clock(0, 0, 1, 0))
-    return cost.flops / IMAGES, cost.activations / IMAGES
+    return cost.flops / IMAGES, cost.step_flops / IMAGES, cost.activations / IMAGES

@@ -16,9 +16,9 @@ class Meter:
         self._sums, self._count = {}, 0
 
     def add(self, stats: dict) -> None:
-        """Add one micro-batch's scalars, in float32, without reading them."""
+        """Add one micro-batch's scalars without reading them; in float64, so that it does not matter when they are read."""
         for name, value in stats.items():
-            value = value.astype("float32").reshape([])
+            value = value.astype("float64").reshape([])
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
@@ -44,6 +44,11 @@ class Log:
 
             self._curves = LogWriter(logdir=str(log_dir))
 
+    @property
+    def draws(self) -> bool:
+        """Whether this rank keeps curves and pictures."""
+        return self._curves is not None
+
     def say(self, text: str) -> None:
         if dist.is_main():
             print(text, flush=True)
@@ -53,6 +58,11 @@ class Log:
         if self._curves:
             for name, value in values.items():
                 self._curves.add_scalar(name, value, step)
+
+    def picture(self, step: int, image) -> None:
+        """The reconstructions after `step` thousandths of an epoch, uint8 [H, W, 3], for VisualDL."""
+        if self._curves:
+            self._curves.add_image("reconstruction", image, step)
 
     def record(self, values: dict) -> None:
         """One JSON object a line in log.txt."""

@@ -11,6 +11,7 @@ import paddle
 
 from ppssl import dist
 from ppssl.engine.precision import LossScale, autocast
+from ppssl.optim.lars import norms
 from ppssl.optim.schedules import Clock
 
 
@@ -73,7 +74,7 @@ def _epoch(method, forward, update: "_Update", loader, plan: Plan, progress: Pro
     count = len(loader)
     losses, rates = [], None
     for i, batch in enumerate(loader.epoch(progress.epoch, progress.batch), start=progress.batch):
-        clock = Clock(progress.epoch, i, count, progress.step)
+        clock = Clock(progress.epoch, i, count, progress.epoch * (count // plan.accum_iter) + i // plan.accum_iter)
         seed_draws(plan.seed, progress.epoch, i)
         rates = method.rates(clock) if i % plan.accum_iter == 0 else rates
         last = (i + 1) % plan.accum_iter == 0
@@ -129,7 +130,7 @@ class _Update:
 
 def global_norm(gradients: list):
     """The 2-norm of all gradients together, a 0-d float32 tensor."""
-    return paddle.linalg.norm(paddle.stack([paddle.linalg.norm(g.astype("float32")) for g in gradients]))
+    return paddle.linalg.norm(norms([g.astype("float32") for g in gradients]))
 
 
 def seed_draws(seed: int, epoch: int, batch: int) -> None:

@@ -38,7 +38,7 @@ class Reporter:
         seconds, waited = time.perf_counter() - self.start, self.loader.waited - self.waited
         self.log.say(self._line(step, means, seconds / micros, waited / micros))
         curves = {f"train/{name}": value for name, value in means.items()}
-        self.log.curves(self._thousandths(), curves | {"train/lr": step.lr, "train/grad_norm": step.grad_norm})
+        self.log.curves(self.thousandths(), curves | {"train/lr": step.lr, "train/grad_norm": step.grad_norm})
         self.restart()
 
     def _line(self, step: Step, means: dict[str, float], cost: float, waited: float) -> str:
@@ -60,11 +60,12 @@ class Reporter:
         if results:
             self.log.say(f"[Eval][Epoch {self.progress.epoch + 1}/{self.plan.epochs}] "
                          + ", ".join(f"{name}: {value:.3f}" for name, value in results.items()))
-        self.log.curves(self._thousandths(), {f"test/{name}": value for name, value in results.items()})
+        self.log.curves(self.thousandths(), {f"test/{name}": value for name, value in results.items()})
         self.log.record({"epoch": self.progress.epoch, "train_lr": self.lr, **means, **tested, "images_per_s": images / seconds,
                          "seconds": seconds})
         self.epoch_start = time.perf_counter()
         self.restart()
 
-    def _thousandths(self) -> int:
+    def thousandths(self) -> int:
+        """Where the run is, in thousandths of an epoch."""
         return int(1000 * (self.progress.epoch + self.progress.batch / len(self.loader)))

@@ -1,7 +1,9 @@
 """One request from start to end: build, resume, train, log, evaluate, save."""
+import contextlib
 import dataclasses
 import math
 import signal
+import time
 from pathlib import Path
 
 import paddle
@@ -11,8 +13,8 @@ from convert.weights import read_weights
 from ppssl import methods
 from ppssl.config import Config
 from ppssl.data.demo import demo_folder
-from ppssl.data.images import ImageFolder
-from ppssl.data.loader import Loader, Samples
+from ppssl.data.images import BadImage, ImageFolder, decode
+from ppssl.data.loader import WORKER_DIED, Loader, Samples, tells_of_a_worker
 from ppssl.data.resize import warm
 from ppssl.data.sampler import EvalSampler, TrainSampler
 from ppssl import dist
@@ -23,20 +25,35 @@ from ppssl.engine.folder import claim
 from ppssl.engine.log import Log
 from ppssl.engine.loop import Plan, Progress, train
 from ppssl.engine.precision import LossScale, autocast_dtype
+from ppssl.engine.recompute import recompute_blocks
 from ppssl.engine.report import Reporter
+from ppssl.engine.reshard import placed
+from ppssl.engine.sharding import Sharded, gathered
 from ppssl.engine.weights import assign_all
 from ppssl.errors import BadRequest, TrainingFailed
+from ppssl.methods.base import Method
 
+PICTURES = 4                                              # images of a run's pictures
 MAX_BAD_STEPS = 20                                        # non-finite steps in a row before a run stops
+ONE_REQUEST = 5.0                                         # seconds in which repeated signals are taken for one
 
 
 def image_folder(data_path: str, split: str) -> ImageFolder:
     """The images of data_path/split, or of the demo set. Raises BadRequest where there are none."""
     root = demo_folder() if data_path == "demo" else Path(data_path)
+    if root.name == split and not (root / split).exists():
+        raise BadRequest(f"--data_path {root} is a split: give the folder that holds it")
     try:
         return ImageFolder(root / split)
     except (OSError, ValueError) as error:
         raise BadRequest(str(error)) from None
+
+
+def readable(paths):
+    """The images at these paths, decoded, those that cannot be read left out."""
+    for path in paths:
+        with contextlib.suppress(BadImage):
+            yield decode(path)
 
 
 def with_classes(config: Config, found: int) -> Config:
@@ -91,7 +108,7 @@ class Training:
     """A run of the loop and everything around it. The constructor raises BadRequest, `run` TrainingFailed."""
 
     def __init__(self, config: Config):
-        self.config, self.stopping = config, False
+        self.config, self.asked_to_stop = config, None
         dist.start(config.run.device)
         self.folder = Path(config.run.output_dir) if config.run.output_dir else None
         self.lock = claim(self.folder, config) if self.folder and dist.is_main() else None
@@ -102,13 +119,18 @@ class Training:
         self.method = methods.get(config.task, config.method)(config, world=dist.world())
         self.loader = self._train_loader(train_data)
         self.val_loader = eval_loader(config, self.method, "val") if self.method.evaluated() else None
-        self.optimizer = self.method.build_optimizer()
         amp = autocast_dtype(config.run.amp)
+        self.optimizer = self.method.build_optimizer()
+        if config.run.sharding and dist.world() > 1:
+            self.optimizer = Sharded(self.optimizer)
+        if config.run.recompute:
+            recompute_blocks(self.method.network, amp)
         self.scaler = LossScale() if amp == "float16" else None
         self.plan = Plan(config.train.epochs, config.train.accum_iter, config.train.clip_grad, amp, config.run.seed)
         self.progress = self._resume()
         self.log = Log(self.folder, Path(config.run.log_dir) if config.run.log_dir else self.folder)
         self.reporter = Reporter(self.log, self.loader, self.plan, self.progress, config.train.batch_size)
+        dist.barrier()                                    # the networks' first exchange waits for nobody longer than GLOO does
 
     def _train_loader(self, data: ImageFolder) -> Loader:
         config = self.config
@@ -129,14 +151,16 @@ class Training:
         if snap is None:
             return Progress(epoch=run.start_epoch)
         checkpoint.check_same_run(snap, self.config, dist.world())
-        progress = checkpoint.restore(snap, self.method, self.optimizer)
+        checkpoint.restore(snap, self.method, self.optimizer)
         self.scaler = snap.scaler if self.scaler and snap.scaler else self.scaler
-        print(f"resumed from {path}: {progress.epoch} epochs and {progress.batch} batches done, step {progress.step}", flush=True)
+        progress, said = placed(snap, self.config, dist.world(), len(self.loader))
+        print(f"resumed from {path}: {said}", flush=True)
         return progress
 
     def run(self) -> None:
         """Train to the end. Raises TrainingFailed, or SystemExit(143) after a SIGTERM once the state is saved."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.siginterrupt(signal.SIGTERM, False)        # the ranks' store takes an interrupted read for an error
         args, ranks = self.config.train, dist.world()
         self.log.say(f"{self.method.title}: {self.config.model}, {len(self.loader.samples)} images, {len(self.loader)} batches an "
                      f"epoch, effective batch {args.batch_size * args.accum_iter * ranks}, peak lr {self.method.peak_lr:.3e}")
@@ -148,7 +172,11 @@ class Training:
         try:
             self._train()
         except (Refused, TrainingFailed) as error:
-            raise TrainingFailed(f"{error} (last good checkpoint: {self._last_checkpoint()})") from None
+            raise self._failed(error) from None
+        except (SystemError, OSError) as error:
+            if not tells_of_a_worker(error):
+                raise
+            raise self._failed(WORKER_DIED) from None
         finally:
             self.log.close()
             if self.lock:
@@ -156,7 +184,7 @@ class Training:
 
     def _train(self) -> None:
         run, progress = self.config.run, self.progress
-        for micro in train(self.method, self.optimizer, self.loader, self.plan, progress, self.scaler, lambda: self.stopping):
+        for micro in train(self.method, self.optimizer, self.loader, self.plan, progress, self.scaler, self._stopping):
             self.reporter.add(micro)
             step = micro.step
             if step and (progress.step % run.print_freq == 0 or micro.ends_epoch):
@@ -183,11 +211,19 @@ class Training:
         self.method.model.eval()
         return extract(self.method.model.forward_features, eval_loader(self.config, self.method, split), self.method.images)
 
+    def _stopping(self) -> bool:
+        return self.asked_to_stop is not None
+
     def _on_sigterm(self, *_) -> None:
-        """The first signal ends the run at the next step edge, a second one at once."""
-        if self.stopping:
+        """The first signal ends the run at the next step edge, a later one at once.
+
+        Paddle's launcher sends one request as three signals, a fifth of a second apart, and then waits 30 s.
+        """
+        now = time.monotonic()
+        if self.asked_to_stop is None:
+            self.asked_to_stop = now
+        elif now - self.asked_to_stop > ONE_REQUEST:
             raise SystemExit(143)
-        self.stopping = True
 
     def _end_epoch(self) -> None:
         results = evaluate_all(self.config, self.method, self.val_loader, self.plan.amp) if self.val_loader else {}
@@ -195,19 +231,33 @@ class Training:
         self.progress.best = max(self.progress.best, results.get("acc1", 0.0))
         self.reporter.flush()
         self.reporter.epoch(results)
+        self._picture()
         self._save(best=improved)
+
+    def _picture(self) -> None:
+        """Show how the first images are reconstructed, in epochs whose checkpoint is kept for good and in the last."""
+        from ppssl.visualize import panes, picture
+
+        epoch, run = self.progress.epoch + 1, self.config.run
+        wanted = epoch % run.save_freq == 0 or epoch == self.plan.epochs
+        if self.log.draws and wanted and type(self.method).reconstruct is not Method.reconstruct:
+            data = self.loader.samples.folder
+            images = list(readable(data.path(i) for i in range(0, len(data), -(-len(data) // PICTURES))))
+            if images:
+                self.log.picture(self.reporter.thousandths(), picture(*panes(self.method, images)))
 
     def _save(self, best: bool = False) -> None:
         """Write a checkpoint on rank 0 while the others wait."""
         self.reporter.flush()
+        optimizer = gathered(self.optimizer)
         if self.folder and dist.is_main():
             path = checkpoint.path_of(self.folder, self.progress, len(self.loader))
-            checkpoint.save(path, self.method, self.optimizer, self.progress, self.scaler, dist.world(), len(self.loader))
+            checkpoint.save(path, self.method, optimizer, self.progress, self.scaler, dist.world(), len(self.loader))
             if best:
                 checkpoint.keep_as_best(path)
             checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.save_freq)
         dist.barrier()
 
-    def _last_checkpoint(self) -> str:
+    def _failed(self, reason) -> TrainingFailed:
         paths = checkpoint.found(self.folder) if self.folder else []
-        return str(paths[-1]) if paths else "none"
+        return TrainingFailed(f"{reason} (last good checkpoint: {paths[-1] if paths else 'none'})")

@@ -36,7 +36,8 @@ def find(task: str, model: str, basemodel: str | None = None) -> type:
     for method in of_task(task):
         if family in method.families:
             return method
-    raise BadRequest(f"{model} has no {task} method")
+    others = [t for t in ("pretrain", "finetune", "linprobe") if any(family in method.families for method in of_task(t))]
+    raise BadRequest(f"{model} has no {task} method: its family, {family}, has {' and '.join(f'main_{t}.py' for t in others)}")
 
 
 def default_model(task: str, data_path: str) -> str:

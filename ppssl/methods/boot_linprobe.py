@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import paddle
 
-from ppssl.config import option
+from ppssl.config import AT_LEAST_1, option
 from ppssl.data.transforms import INCEPTION_MEAN, INCEPTION_STD
 from ppssl.errors import BadRequest
 from ppssl.methods import linprobe
@@ -17,7 +17,7 @@ DEPTH = 12                                                # the official default
 @dataclass(frozen=True)
 class Options(linprobe.Options):
     """Keys of BootMAE's linear probe."""
-    depth: int | None = option(None, f"number of blocks that are kept (default: {DEPTH}, or all of a smaller model)")
+    depth: int | None = option(None, f"number of blocks that are kept (default: {DEPTH}, or all of a smaller model)", must=AT_LEAST_1)
     model_key: str = option("model", "section of the --finetune file; model_ema is the teacher")
 
 

@@ -62,7 +62,7 @@ class BYOL(Pretraining):
 
         Both networks see both views as one batch, so batch norms take their statistics over the two together.
         """
-        first, second = (normalize(v, self.mean, self.std) for v in batch["views"].unbind(1))      # each [B, 3, H, W]
+        first, second = (normalize(batch["views"][:, i], self.mean, self.std) for i in range(2))         # each [B, 3, H, W]
         predictions = forward(paddle.concat([first, second]))
         if clock.batch % self.config.train.accum_iter == 0:
             self.model.update_target(self.target_momentum(clock))

@@ -17,7 +17,7 @@ from ppssl.models.resnet import ResNet, torchvision_name
 from ppssl.optim.groups import Group, trainable
 from ppssl.optim.sgd import SGD
 
-ENCODER = "online_network.encoder."
+ENCODER, HEAD = "online_network.encoder.", "fc."
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class LinearEvaluation(LinearProbe):
         freeze_encoder(self.model)
 
     def build_optimizer(self) -> SGD:
-        return SGD([Group(tuple(trainable(self.model)), weight_decay=self.config.train.weight_decay)])
+        head = tuple((name, p) for name, p in trainable(self.model) if name.startswith(HEAD))
+        return SGD([Group(head, weight_decay=self.config.train.weight_decay)])
 
 
 def freeze_encoder(model: ResNet) -> None:
@@ -73,7 +74,7 @@ def load_backbone(model: ResNet, path: str, with_head: bool = False) -> str:
     """
     state = read_weights(path, model, (*SECTIONS, "online_backbone"))
     tensors, how = backbone_tensors(state, {k: t.shape for k, t in model.state_dict().items()})
-    dropped = () if with_head else ("fc.",)
+    dropped = () if with_head else (HEAD,)
     check_complete(model, assign(model, {k: v for k, v in tensors.items() if not k.startswith(dropped)}), path)
     return f"{path}: encoder loaded{how}"
 
@@ -90,5 +91,5 @@ def backbone_tensors(state: Mapping[str, np.ndarray],
         return counters | online, " (the online network's)"
     if any(k in shapes for k in state):
         return counters | dict(state), ""
-    own = {k: s for k, s in shapes.items() if not k.startswith("fc.")}
+    own = {k: s for k, s in shapes.items() if not k.startswith(HEAD)}
     return match_by_order(state, own), " (names unknown: matched by order)"

@@ -6,6 +6,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from convert import contents
+from convert.formats import Refused
 from convert.weights import read_weights
 from ppssl.config import option
 from ppssl.data.transforms import EvalTransform
@@ -112,13 +114,24 @@ def fit_position_table(model, tensors: dict[str, np.ndarray]) -> list[str]:
 def check_complete(model, report: LoadReport, path: str) -> None:
     """BadRequest unless only the tensors that the official code leaves at their start are missing."""
     lost = [k for k in report.missing if not k.startswith(model.not_pretrained)]
-    if report.mismatched:
-        raise BadRequest(f"{path} is of another size: {', '.join(report.mismatched[:3])} differ in shape; choose the --model it was trained as")
-    if not report.loaded or len(lost) > len(report.loaded):
-        raise BadRequest(f"{path} holds no encoder for this model ({len(lost)} of its tensors are missing, first {lost[0]}): "
-                         "give a pretraining checkpoint of the same family, or see python -m convert inspect")
-    if lost or report.unexpected:
-        raise BadRequest(f"{path} does not fit: missing {lost[:3]}, unknown {list(report.unexpected[:3])}; choose the --model it was trained as")
+    known = [k for k in (*report.loaded, *report.mismatched) if not k.startswith(model.not_pretrained)]
+    if not (lost or report.mismatched or report.unexpected):
+        return
+    if len(known) <= len(report.unexpected):
+        wrong = "holds no encoder for this model: give a pretraining checkpoint of the same family, or see python -m convert inspect"
+    elif report.mismatched:
+        wrong = f"is of another size: {', '.join(report.mismatched[:3])} differ in shape; choose the --model it was trained as"
+    else:
+        wrong = f"does not fit: missing {lost[:3]}, unknown {list(report.unexpected[:3])}; choose the --model it was trained as"
+    raise BadRequest(f"{path}{recognised(path)} {wrong}")
+
+
+def recognised(path: str) -> str:
+    """The network in a file, in brackets; nothing where it is none that the converter knows."""
+    try:
+        return f" ({contents.read(path).main.network.title})"
+    except Refused:
+        return ""
 
 
 def soft_cross_entropy(logits, targets):

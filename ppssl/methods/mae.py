@@ -5,6 +5,7 @@ import numpy as np
 
 from ppssl.config import Config, option
 from ppssl.data.transforms import PretrainTransform
+from ppssl.errors import BadRequest
 from ppssl.methods.base import Pretraining
 from ppssl.models import registry
 from ppssl.models.fastconvmae import FastConvMAE, count_views
@@ -26,6 +27,7 @@ class MAE(Pretraining):
     def __init__(self, config: Config, model=None, world: int = 1):
         super().__init__(config, model, world)
         self.transform = PretrainTransform(config.data.input_size)
+        check_mask(self.model.num_patches, self.options.mask_ratio)
         if isinstance(self.model, FastConvMAE):
             count_views(self.model.num_patches, self.options.mask_ratio)                       # refuses before anything runs
 
@@ -46,3 +48,10 @@ class MAE(Pretraining):
         _, pred, mask = self.model(images, batch["noise"], self.options.mask_ratio)
         first = slice(images.shape[0])                                                         # of several views of an image
         return self.model.to_image(pred[first]), mask[first], self.options.norm_pix_loss
+
+
+def check_mask(patches: int, ratio: float) -> None:
+    """BadRequest where nothing of an image is hidden, or nothing is left."""
+    kept = int(patches * (1 - ratio))
+    if not 0 < kept < patches:
+        raise BadRequest(f"--mask_ratio {ratio:g} keeps {max(kept, 0)} of {patches} patches: the published runs hide 0.75 of them")

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from ppssl.config import Config, option
 from ppssl.errors import BadRequest
+from ppssl.methods.base import Method
 from ppssl.methods.mae import MAE
 from ppssl.methods.tec_base import build_base, checkpoint_folder
 from ppssl.models import registry
@@ -33,6 +34,7 @@ class TEC(MAE):
 
     name, title, families, Options = "tec", "TEC pretraining", ("tec",), Options
     defaults = {"seed": 5}
+    reconstruct = Method.reconstruct                      # it predicts features, no pixels
 
     def __init__(self, config: Config, model=None, world: int = 1, base: BaseModel | None = None):
         """base: used instead of the one that the config names (tests and golden cases)."""

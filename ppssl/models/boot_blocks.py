@@ -64,14 +64,18 @@ class Attention(nn.Layer):
         self.qkv = Linear(dim, 3 * width, weight_attr=inits.qkv, bias_attr=False)
         self.proj = Linear(width, dim, weight_attr=inits.out)
 
+    def split_heads(self, x):
+        """[B, N, D] -> query, key, value, each [B, N, heads, d]."""
+        bias = paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
+        head_width = self.q_bias.shape[0] // self.num_heads
+        return self.qkv(x, bias).reshape([x.shape[0], x.shape[1], 3, self.num_heads, head_width]).unbind(2)
+
     def product_macs(self, x) -> int:
         """Multiply-adds of query with key and of the weights with the values, for x [B, N, D]."""
         return 2 * x.shape[0] * x.shape[1] ** 2 * self.q_bias.shape[0]
 
     def forward(self, x):
-        bias = paddle.concat([self.q_bias, paddle.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.qkv(x, bias).reshape([x.shape[0], x.shape[1], 3, self.num_heads, -1])
-        return self.proj(attend(*qkv.unbind(2)))
+        return self.proj(attend(*self.split_heads(x)))
 
 
 class CrossAttention(nn.Layer):

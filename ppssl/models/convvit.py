@@ -223,7 +223,10 @@ class ConvViT(ConvEncoder):
 
     def forward_features(self, images, noise=None):
         """images [B, C, H, W] -> features [B, D]. noise: [B, blocks, 2] uniform, for drop path."""
-        x = self.encode(images, *self.all_visible(images.shape[0]), self.pos_embed, noise)[2]
+        return self.pool(self.encode(images, *self.all_visible(images.shape[0]), self.pos_embed, noise)[2])
+
+    def pool(self, x):
+        """tokens [B, N, D] -> features [B, D]."""
         return self.fc_norm(x[:, self.first:].mean(1)) if self.global_pool else self.norm(x)[:, 0]
 
     def forward(self, images, noise=None):

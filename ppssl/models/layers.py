@@ -96,7 +96,7 @@ class Attention(nn.Layer):
 
     def split_heads(self, x):
         """[B, N, D] -> query, key, value, each [B, N, heads, D/heads]."""
-        return self.qkv(x).reshape([x.shape[0], x.shape[1], 3, self.num_heads, -1]).unbind(2)
+        return self.qkv(x).reshape([x.shape[0], x.shape[1], 3, self.num_heads, x.shape[2] // self.num_heads]).unbind(2)
 
     def product_macs(self, x) -> int:
         """Multiply-adds of query with key and of the weights with the values, for x [B, N, D]."""

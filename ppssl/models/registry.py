@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ppssl.errors import BadRequest
 
-TASKS = ("pretrain", "classifier", "probe")
+SCRIPTS = {"pretrain": "main_pretrain.py", "classifier": "main_finetune.py and main_linprobe.py"}          # by task
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def find(task: str, name: str) -> Entry:
     _load_models()
     if (task, name) in _ENTRIES:
         return _ENTRIES[task, name]
-    elsewhere = [t for t in TASKS if (t, name) in _ENTRIES]
-    if elsewhere:
-        raise BadRequest(f"model {name} is for the task {elsewhere[0]}, not for {task}")
+    for other, scripts in SCRIPTS.items():
+        if (other, name) in _ENTRIES:
+            raise BadRequest(f"{name} is no {task} model: it is for {scripts}")
     known = [e.name for e in entries(task)]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -1,10 +1,10 @@
 """AdamW (Loshchilov & Hutter, arXiv 1711.05101): Paddle's own, with state by structured parameter name."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import paddle
 
-from ppssl.optim.groups import Group
+from ppssl.optim.groups import Group, narrowed
 
 SLOTS = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
@@ -13,11 +13,15 @@ class AdamW:
     """paddle.optimizer.AdamW over groups. Its arithmetic equals PyTorch's to float32 rounding."""
 
     def __init__(self, groups: list[Group], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.groups, self.betas, self.steps = groups, betas, 0
+        self.groups, self.betas, self.eps, self.steps = groups, betas, eps, 0
         self._inner = paddle.optimizer.AdamW(
             learning_rate=0.0, beta1=betas[0], beta2=betas[1], epsilon=eps, weight_decay=0.0,
             parameters=[{"params": g.tensors, "learning_rate": g.lr_scale, "weight_decay": g.weight_decay} for g in groups])
         self._names = {p.name: name for g in groups for name, p in g.params}
+
+    def only(self, keep: Callable[[str], bool]) -> "AdamW":
+        """A new optimizer like this one, over the parameters that `keep` takes by name."""
+        return AdamW(narrowed(self.groups, keep), self.betas, self.eps)
 
     def step(self, lr: float, weight_decay: float | None = None) -> None:
         """One update at rate lr * group scale. `weight_decay`, where given, replaces that of every decayed group."""

@@ -1,6 +1,6 @@
 """Which parameters train how: weight decay and learning-rate scale, as groups."""
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,12 @@ class Group:
     @property
     def tensors(self) -> list:
         return [p for _, p in self.params]
+
+
+def narrowed(groups: Iterable[Group], keep: Callable[[str], bool]) -> list[Group]:
+    """The groups with the parameters that `keep` takes by name, without those that are empty then."""
+    kept = [replace(g, params=tuple((name, p) for name, p in g.params if keep(name))) for g in groups]
+    return [g for g in kept if g.params]
 
 
 def trainable(model) -> list[tuple[str, object]]:

@@ -1,12 +1,13 @@
 """Stochastic gradient descent with momentum, all tensors in one fused kernel."""
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import paddle
 from paddle import _C_ops
 
-from ppssl.optim.groups import Group
+from ppssl.optim.groups import Group, narrowed
 
 
 class Row(NamedTuple):
@@ -32,6 +33,12 @@ class SGD:
         self.groups, self.momentum, self.dampening, self.nesterov = groups, momentum, dampening, nesterov
         self.steps = 0
         self._buffers: dict[str, paddle.Tensor] = {}
+
+    def only(self, keep: Callable[[str], bool]) -> "SGD":
+        """A new optimizer like this one, over the parameters that `keep` takes by name."""
+        other = copy.copy(self)
+        other.groups, other.steps, other._buffers = narrowed(self.groups, keep), 0, {}
+        return other
 
     @paddle.no_grad()
     def step(self, lr: float, weight_decay: float | None = None) -> None:

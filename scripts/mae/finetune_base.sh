@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Base finetune; the numbers are in ppssl/recipes/mae/vit_base_patch16_finetune.yaml
+# MAE finetuning: with ppssl/recipes/mae/vit_base_patch16_finetune.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_base_finetune}
-launch main_finetune.py -c mae/vit_base_patch16_finetune --finetune "${CKPT:-checkpoints/mae_pretrain_vit_base.pth}" "$@"
+launch main_finetune.py -c mae/vit_base_patch16_finetune --finetune "${CKPT:-$(newest runs/mae_base_pretrain)}" "$@"

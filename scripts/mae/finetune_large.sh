@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Large finetune; the numbers are in ppssl/recipes/mae/vit_large_patch16_finetune.yaml
+# MAE finetuning: with ppssl/recipes/mae/vit_large_patch16_finetune.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_large_finetune}
-launch main_finetune.py -c mae/vit_large_patch16_finetune --finetune "${CKPT:-checkpoints/mae_pretrain_vit_large.pth}" "$@"
+launch main_finetune.py -c mae/vit_large_patch16_finetune --finetune "${CKPT:-$(newest runs/mae_large_pretrain)}" "$@"

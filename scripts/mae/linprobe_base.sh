@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Base linear probing; the numbers are in ppssl/recipes/mae/vit_base_patch16_linprobe.yaml
+# MAE linear probing: with ppssl/recipes/mae/vit_base_patch16_linprobe.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_base_linprobe}
-launch main_linprobe.py -c mae/vit_base_patch16_linprobe --finetune "${CKPT:-checkpoints/mae_pretrain_vit_base.pth}" "$@"
+launch main_linprobe.py -c mae/vit_base_patch16_linprobe --finetune "${CKPT:-$(newest runs/mae_base_pretrain)}" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Huge linear probing; the numbers are in ppssl/recipes/mae/vit_huge_patch14_linprobe.yaml
+# MAE linear probing: with ppssl/recipes/mae/vit_huge_patch14_linprobe.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_huge_linprobe}
-launch main_linprobe.py -c mae/vit_huge_patch14_linprobe --finetune "${CKPT:-checkpoints/mae_pretrain_vit_huge.pth}" "$@"
+launch main_linprobe.py -c mae/vit_huge_patch14_linprobe --finetune "${CKPT:-$(newest runs/mae_huge_pretrain)}" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Large linear probing; the numbers are in ppssl/recipes/mae/vit_large_patch16_linprobe.yaml
+# MAE linear probing: with ppssl/recipes/mae/vit_large_patch16_linprobe.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_large_linprobe}
-launch main_linprobe.py -c mae/vit_large_patch16_linprobe --finetune "${CKPT:-checkpoints/mae_pretrain_vit_large.pth}" "$@"
+launch main_linprobe.py -c mae/vit_large_patch16_linprobe --finetune "${CKPT:-$(newest runs/mae_large_pretrain)}" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MAE ViT-Large pretraining; the numbers are in ppssl/recipes/mae/vit_large_patch16_pretrain.yaml
+# MAE pretraining: with ppssl/recipes/mae/vit_large_patch16_pretrain.yaml; variables: scripts/launch.sh
 source "$(dirname "$0")/../launch.sh"
 OUT=${OUT:-runs/mae_large_pretrain}
 launch main_pretrain.py -c mae/vit_large_patch16_pretrain "$@"

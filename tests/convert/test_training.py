@@ -11,7 +11,7 @@ from convert.contents import read
 from convert.conversion import to_paddle, to_torch, write_paddle, write_torch
 from convert.formats import Refused, load, save_torch
 from convert.layout import transposed_keys
-from convert.optimizer import adam_from_torch
+from convert.optimizer import adam_from_torch, beta_power
 from convert.reference import mae
 from convert.reference.tape import Tape
 from ppssl import cli, config
@@ -174,7 +174,8 @@ def classifier_run(kind, values: dict, probe: bool, path: Path):
     model = VisionTransformer(**SMALL, global_pool=not probe)
     if probe:
         attach_probe_head(model)
-    m = kind(config.build(kind.task, kind, "vit_tiny_patch4", {"lr": 0.1, "warmup_epochs": 0, "batch_size": 4, "nb_classes": 3} | values), model)
+    values = {"lr": 0.1, "warmup_epochs": 0, "batch_size": 4, "nb_classes": 3} | values
+    m = kind(config.build(kind.task, kind, "vit_tiny_patch4", values), model)
     batch = {"image": paddle.to_tensor(np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)),
              "label": paddle.to_tensor([0, 1, 2, 1])}
     optimizer = m.build_optimizer()
@@ -259,3 +260,11 @@ def test_a_training_state_that_cannot_go_on_is_converted_as_it_is_and_says_so(tm
     assert "state" not in converted.metadata and "not a run to resume" in converted.notes[0]
     with pytest.raises(Refused, match="has the shape"):
         to_paddle(read(tmp_path / "odd.pth"), strict=True)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.95, 0.999])
+def test_powers_of_beta_are_multiplied_as_paddle_does_and_an_absurd_count_costs_nothing(beta):
+    product = np.float32(beta)
+    for _ in range(1000):
+        product = product * np.float32(beta)
+    assert beta_power(beta, 1000) == product and abs(beta_power(beta, 10**15)) < 1e-40

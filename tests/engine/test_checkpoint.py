@@ -64,16 +64,18 @@ def test_resuming_with_other_data_order_is_refused_with_the_old_value(tmp_path, 
 
 
 def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path, capsys):
-    for step in (2, 4, 10):
+    """Of four, one is empty, one is cut off and one has a bit flipped."""
+    for step in (2, 4, 6, 10):
         stop_after(method(), 2, tmp_path / f"checkpoint-epoch0000-step{step:08d}.safetensors")
-    newest, middle, oldest = reversed(checkpoint.found(tmp_path))
-    newest.write_bytes(newest.read_bytes()[:-10])
-    content = bytearray(middle.read_bytes())
+    oldest, *damaged = checkpoint.found(tmp_path)
+    damaged[0].write_bytes(b"")
+    damaged[1].write_bytes(damaged[1].read_bytes()[:-10])
+    content = bytearray(damaged[2].read_bytes())
     content[-1] ^= 1
-    middle.write_bytes(bytes(content))
+    damaged[2].write_bytes(bytes(content))
     path, _ = next(checkpoint.newest(tmp_path))
     said = capsys.readouterr().out
-    assert path == oldest and str(newest) in said and str(middle) in said
+    assert path == oldest and all(str(d) in said for d in damaged)
 
 
 def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path):

@@ -13,7 +13,9 @@ import yaml
 
 from convert.formats import load
 from ppssl import cli
+from ppssl.config import parse
 from ppssl.engine import checkpoint
+from ppssl.engine.run import Training
 from tests.pictures import image_folder
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,15 @@ def test_a_run_that_stopped_and_resumed_leaves_the_same_checkpoint(data, tmp_pat
     assert last[0] == pytest.approx(last[1], rel=1e-12)
 
 
+def test_a_run_shows_its_reconstructions_beside_its_curves(data, tmp_path):
+    from visualdl import LogReader
+
+    assert pretrain(data, tmp_path / "run", "--epochs", "2", "--save_freq", "2") == 0
+    reader = LogReader(logdir=str(tmp_path / "run"), file_path=str(next((tmp_path / "run").glob("vdlrecords*"))))
+    assert "reconstruction" in reader.get_tags()["image"] and "train/loss" in reader.get_tags()["scalar"]
+    assert len(reader.get_data("image", "reconstruction")) == 1                  # of the second epoch alone
+
+
 def test_a_checkpoint_can_be_resumed_by_path_into_another_folder(data, tmp_path):
     pretrain(data, tmp_path / "a", "--epochs", "2")
     first = checkpoint.found(tmp_path / "a")[0]
@@ -83,6 +94,16 @@ def test_sigterm_saves_at_the_next_step_and_the_run_goes_on_from_there(data, tmp
     steps = checkpoint.read(saved).progress.step
     assert 4 < steps < 2000 and pretrain(data, out, "--epochs", "2000", "--resume", "auto", "--max_train_step", str(steps + 2)) == 0
     assert checkpoint.read(checkpoint.found(out)[-1]).progress.step == steps + 2
+
+
+def test_a_second_sigterm_some_seconds_later_ends_the_run_at_once(data, tmp_path, monkeypatch):
+    run = Training(parse("pretrain", [*TINY, "--data_path", data, "--output_dir", str(tmp_path / "out")]))
+    clock = iter([100.0, 100.4, 106.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    run._on_sigterm()
+    run._on_sigterm()
+    with pytest.raises(SystemExit, match="143"):
+        run._on_sigterm()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path, capsys):
@@ -117,9 +138,10 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path, capsys):
         assert "in use by another run" in refused(capsys, pretrain(data, tmp_path / "out"))
 
 
-def test_an_output_folder_that_cannot_be_made_is_found_before_training(data, tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["file/out", "/proc/self/out", "/proc/self"])
+def test_an_output_folder_that_cannot_be_made_or_written_is_found_before_training(data, tmp_path, capsys, folder):
     (tmp_path / "file").touch()
-    assert "cannot write to" in refused(capsys, pretrain(data, tmp_path / "file" / "out"))
+    assert "cannot write to" in refused(capsys, pretrain(data, tmp_path / folder))
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -1,31 +1,31 @@
-"""Two real ranks on CPU (GLOO) against one with the whole batch."""
-import json
-
-import numpy as np
+"""Two real ranks on CPU (GLOO) against one with the whole batch, for every method."""
 import pytest
 
-from convert.formats import load
-from ppssl import cli
-from ppssl.engine import checkpoint
-from tests.launching import launch
+from tests.engine.every_method import REQUESTS, Requests
 from tests.pictures import image_folder
 
-TINY = ["--model", "mae_vit_tiny_patch4", "--input_size", "16", "--num_workers", "0", "--warmup_epochs", "0", "--print_freq", "2",
-        "--epochs", "2", "--device", "cpu", "--lr", "1e-3"]
+# no drop path, erasing or mixup: ranks draw these apart
+PLAIN = {"finetune": ["--drop_path", "0", "--reprob", "0"]}
 
 
-@pytest.mark.parametrize("accum_iter", ["1", "2"])
-def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(tmp_path, accum_iter):
-    flags = [*TINY, "--data_path", str(image_folder(tmp_path / "data")), "--accum_iter", accum_iter]
-    assert cli.main("pretrain", [*flags, "--batch_size", "4", "--output_dir", str(tmp_path / "one")]) == 0
-    code, said = launch(tmp_path / "log", "main_pretrain.py", *flags, "--batch_size", "2", "--output_dir", str(tmp_path / "two"))
-    assert code == 0, said
-    one, two = (load(checkpoint.found(tmp_path / run)[-1]).tree for run in ("one", "two"))
-    assert one.keys() == two.keys()
-    decided = [k for k in one if not k.endswith("attn.qkv.bias")]       # its key part has no gradient but rounding noise
-    gradients = [k for k in decided if k.startswith(("optimizer.moment1", "optimizer.moment2"))]
-    assert max(np.abs(one[k] - two[k]).max() / np.abs(one[k]).max() for k in gradients) < 5e-5
-    # single weights with next to no gradient move by the sign of rounding noise, by up to a learning rate
-    assert max(np.abs(one[k] - two[k]).mean() for k in decided) < 1e-6 and max(np.abs(one[k] - two[k]).max() for k in decided) < 2e-4
-    losses = [[json.loads(line)["train_loss"] for line in (tmp_path / run / "log.txt").read_text().splitlines()] for run in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every method on one rank with batches of 4 and on two with batches of 2, with and without accumulation."""
+    folder = tmp_path_factory.mktemp("ranks")
+    requests = Requests(folder, image_folder(folder / "data"))
+
+    def listed(ranks: int) -> list[list[str]]:
+        return [requests.request(name, f"{name}-{accum_iter}-{ranks}", "--accum_iter", accum_iter, "--batch_size", str(4 // ranks),
+                                 *PLAIN.get(name, [])) for name in REQUESTS for accum_iter in "12"]
+    requests.here(listed(1))
+    requests.on_two_ranks(listed(2))
+    return requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accum_iter", "12")
+@pytest.mark.parametrize("name", REQUESTS)
+def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(runs, name, accum_iter):
+    """Weights, teachers, running statistics, optimizer state and logged losses."""
+    runs.assert_equal_to_rounding(*(f"{name}-{accum_iter}-{ranks}" for ranks in (1, 2)))
+    assert runs.losses(f"{name}-{accum_iter}-1") == pytest.approx(runs.losses(f"{name}-{accum_iter}-2"), rel=1e-5)

@@ -38,8 +38,8 @@ def ours(given: dict, steps: int = 1) -> dict[str, np.ndarray]:
     layer.bias.set_value(given["bias"])
     x = paddle.to_tensor(given["x"], stop_gradient=False)
     for _ in range(steps):
-        layer.clear_gradients(set_to_zero=False)
-        x.clear_gradient(set_to_zero=False)
+        for tensor in (*layer.parameters(), x):
+            tensor.clear_gradient(set_to_zero=False)
         y = layer(x)
         (y * paddle.to_tensor(given["cotangent"])).sum().backward()
     found = {"y": y, "dx": x.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad, "running_mean": layer.running_mean,

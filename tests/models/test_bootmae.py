@@ -56,7 +56,7 @@ def test_biases_start_at_zero_but_the_pixel_heads_and_norms_at_one(state):
 
 def test_mask_tokens_are_cut_at_one_deviation_and_the_cls_token_is_next_to_nothing():
     paddle.seed(0)
-    wide = {"embed_dim": 4000, "num_heads": 1, "depth": 1, "fea_list": [0], "mlp_ratio": 0.001}
+    wide = {"embed_dim": 4000, "num_heads": 1, "depth": 1, "fea_list": [0], "mlp_ratio": 0.001, "decode_dim": 1000}
     token = BootMAE(**SIZES | wide).state_dict()
     values = token["mask_token_1"].numpy().reshape(-1)
     inside = 0.02 * math.sqrt(1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(0.5)))

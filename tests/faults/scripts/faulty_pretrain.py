@@ -1,4 +1,7 @@
-"""main_pretrain.py with a fault on one rank: FAULT = nan | kill | slow_save, at optimizer step FAULT_STEP of rank FAULT_RANK."""
+"""main_pretrain.py with a fault on one rank, at optimizer step FAULT_STEP of rank FAULT_RANK.
+
+FAULT = nan (loss) | nan_gradient | kill | term | slow (rank FAULT_RANK in starting, rank 0 in saving).
+"""
 import math
 import os
 import signal
@@ -6,28 +9,38 @@ import sys
 import time
 
 from ppssl import cli, dist
-from ppssl.engine import checkpoint
+from ppssl.engine import checkpoint, run
 from ppssl.methods.mae import MAE
 
 FAULT, STEP, RANK = os.environ["FAULT"], int(os.environ.get("FAULT_STEP", 2)), int(os.environ.get("FAULT_RANK", 1))
-loss, save = MAE.loss, checkpoint.save
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+LONG = 35                                                 # seconds: longer than GLOO waits for anything
+loss, save, image_folder = MAE.loss, checkpoint.save, run.image_folder
 
 
 def faulty_loss(self, forward, batch, clock):
     value, stats = loss(self, forward, batch, clock)
     if dist.rank() == RANK and clock.step == STEP:
-        if FAULT == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if FAULT in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[FAULT])
         if FAULT == "nan":
             value = value * math.nan
+        if FAULT == "nan_gradient":
+            value = value + (value - value).sqrt()        # adds 0, with a gradient of infinity times 0
     return value, stats
 
 
 def slow_save(*args, **kwargs):
     save(*args, **kwargs)
-    if FAULT == "slow_save":
-        time.sleep(35)                                    # longer than GLOO waits for anything
+    if FAULT == "slow":
+        time.sleep(LONG)
 
 
-MAE.loss, checkpoint.save = faulty_loss, slow_save
+def slow_images(*args):
+    if FAULT == "slow" and dist.rank() == RANK:
+        time.sleep(LONG)
+    return image_folder(*args)
+
+
+MAE.loss, checkpoint.save, run.image_folder = faulty_loss, slow_save, slow_images
 sys.exit(cli.main("pretrain"))

@@ -1,0 +1,1 @@
+"""Benchmarks: this project and its peer as two processes on one machine, asked in turn."""

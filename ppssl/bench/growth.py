@@ -1,0 +1,106 @@
+"""How cost grows with the work: step time and memory against batch and image size, the loader against workers, a checkpoint against
+parameters; straight lines fitted, plotted as one PNG."""
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ppssl.bench import loader
+from ppssl.bench.duel import Contender, contender, take_turns
+
+MODEL = "mae_vit_tiny_patch4"
+BATCHES, SIZES, WORKERS = (8, 16, 32, 64, 128), (16, 24, 32, 48, 64), (0, 1, 2)
+SAVED = ("mae_vit_tiny_patch4", "bootmae_base", "mae_vit_base_patch16", "mae_vit_large_patch16")
+
+
+def run(repeats: int, output: str) -> list[dict]:
+    """Measure every series, draw them into `output`."""
+    series = [steps("batch size", [(MODEL, b) for b in BATCHES], lambda of: of[1], repeats),
+              steps("patches of an image", [(MODEL, 32, s) for s in SIZES], lambda of: (of[2] // 4) ** 2, repeats),
+              *checkpoints(repeats), loaders(repeats)]
+    draw(series, output)
+    return series
+
+
+def line(case: str, unit: str, xs: list[float], ys: list[float], **facts) -> dict:
+    """A series with its least-squares line y = start + slope * x and the share of variance that this explains."""
+    slope, start = np.polyfit(xs, ys, 1)
+    rest = np.var(np.array(ys) - (start + slope * np.array(xs)))
+    return {"case": case, "unit": unit, "x": xs, "y": [round(y, 3) for y in ys], "start": round(float(start), 4),
+            "slope": float(f"{slope:.4g}"), "r2": round(1 - float(rest / np.var(ys)), 3)} | facts
+
+
+def rounds(side: Contender, repeats: int) -> float:
+    """Milliseconds of a round, the median."""
+    take_turns([side], repeats)
+    return 1000 * statistics.median(side.times)
+
+
+def steps(what: str, shapes: list[tuple], x: Callable, repeats: int) -> dict:
+    times, memory = [], []
+    for shape in shapes:
+        with contender(["-m", "ppssl.bench.step", "ours", *map(str, shape)]) as side:
+            times.append(rounds(side, repeats))
+            memory.append(side.peak_mib)
+    return line(f"step time of {MODEL}, ms, against {what}", "ms", [x(s) for s in shapes], times, memory_mib=[round(m) for m in memory])
+
+
+def checkpoints(repeats: int) -> list[dict]:
+    sizes, times, millions = [], [], []
+    for model in SAVED:
+        with contender(["-m", "ppssl.bench.growth", model]) as side:
+            times.append(rounds(side, repeats) / 1000)
+            millions.append(side.facts["parameters"] / 1e6)
+            sizes.append(side.result / 2 ** 20)
+    return [line("seconds to save a checkpoint, against million parameters", "s", millions, times),
+            line("MiB of a checkpoint, against million parameters", "MiB", millions, sizes)]
+
+
+def loaders(repeats: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        loader.make_pictures(Path(folder) / "train" / "class", 256)
+        rates = []
+        for workers in WORKERS:
+            with contender(["-m", "ppssl.bench.loader", folder, str(workers)]) as side:
+                rates.append(256_000 / rounds(side, repeats))
+    return line("images/s of the loader, against workers (0: in the process itself)", "images/s", list(WORKERS), rates)
+
+
+def draw(series: list[dict], output: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(series), 3.6), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(series), squeeze=False)[0], series):
+        axes.plot(one["x"], one["y"], "o")
+        axes.plot(one["x"], [one["start"] + one["slope"] * x for x in one["x"]], "-", alpha=0.5)
+        axes.set_title(one["case"].replace(", against ", "\nagainst "), fontsize="small")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.savefig(output, dpi=110)
+
+
+def serve_saves(model: str) -> None:
+    """Save a whole training state whenever asked; the result is its size in bytes."""
+    from convert.reference.stopwatch import serve
+    from ppssl.bench.step import Constant, build
+    from ppssl.engine import checkpoint
+    from ppssl.engine.loop import Plan, Progress, train
+
+    method, batch = build(model, 1)
+    optimizer, progress = method.build_optimizer(), Progress()
+    next(train(method, optimizer, Constant(batch), Plan(epochs=1), progress))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.safetensors"
+
+        def save() -> int:
+            checkpoint.save(path, method, optimizer, progress, None, 1, 1000)
+            return path.stat().st_size
+        serve(save, parameters=sum(p.size for p in method.model.parameters()))
+
+
+if __name__ == "__main__":
+    import sys
+
+    serve_saves(sys.argv[1])

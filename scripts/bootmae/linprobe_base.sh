@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# BootMAE linear probing: with ppssl/recipes/bootmae/bootmae_base_linprobe.yaml; variables: scripts/launch.sh
+source "$(dirname "$0")/../launch.sh"
+OUT=${OUT:-runs/bootmae_base_linprobe}
+launch main_linprobe.py -c bootmae/bootmae_base_linprobe --finetune "${CKPT:-$(newest runs/bootmae_base_pretrain)}" "$@"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# BootMAE pretraining: with ppssl/recipes/bootmae/bootmae_base_pretrain.yaml; variables: scripts/launch.sh
+source "$(dirname "$0")/../launch.sh"
+OUT=${OUT:-runs/bootmae_base_pretrain}
+launch main_pretrain.py -c bootmae/bootmae_base_pretrain "$@"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# TEC finetuning: with ppssl/recipes/tec/vit_base_patch16_ibot_800ep_finetune.yaml; variables: scripts/launch.sh
+source "$(dirname "$0")/../launch.sh"
+OUT=${OUT:-runs/tec_base_ibot_800_finetune}
+launch main_finetune.py -c tec/vit_base_patch16_ibot_800ep_finetune --finetune "${CKPT:-$(newest runs/tec_base_ibot_800_pretrain)}" "$@"
