@@ -1,11 +1,11 @@
-"""`python -m ppssl.bench step|loader|ema|convert|recompute|growth|scaling`: figures for people, and last a JSON line for machines."""
+"""`python -m ppssl.bench step|loader|ranks|ema|convert|recompute|growth|scaling`: figures for people, and last a JSON line for machines."""
 import argparse
 import json
 import os
 import sys
 
 from convert.formats import Refused
-from ppssl.bench import convert, ema, growth, loader, recompute, scaling, step
+from ppssl.bench import convert, ema, growth, loader, ranks, recompute, scaling, step
 from ppssl.errors import BadRequest
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -27,6 +27,8 @@ def parser() -> Parser:
     read = commands.add_parser("loader", help="images per second and core, decoded, cropped and resized")
     read.add_argument("--num_workers", type=int, default=0, help="0 loads in the process itself: one core")
     read.add_argument("--images", type=int, default=256, help="500x375 JPEGs of a pass")
+    several = commands.add_parser("ranks", help="two ranks of one thread against one, on CPU")
+    several.add_argument("--config", default="mae/demo_pretrain", help="recipe of the runs")
     average = commands.add_parser("ema", help="one update of a teacher's weights")
     average.add_argument("--model", default="bootmae_base")
     converted = commands.add_parser("convert", help="the converter against copying the file twice")
@@ -49,6 +51,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         return [step.run(m, args.batch_size, args.threads, args.repeats, args.against == "torch") for m in models]
     if args.command == "loader":
         return loader.run(args.images, args.num_workers, args.repeats)
+    if args.command == "ranks":
+        return ranks.run(args.config, args.repeats)
     if args.command == "ema":
         return ema.run(args.model, args.repeats)
     if args.command == "convert":

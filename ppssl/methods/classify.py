@@ -92,6 +92,9 @@ def fit_encoder(model, tensors: dict[str, np.ndarray], path: str) -> list[str]:
     check_complete(model, report, path)
     if dropped:
         said.append(f"  {len(dropped)} tensors of pretraining dropped ({', '.join(sorted({k.split('.')[0] for k in dropped}))})")
+    if any(k.startswith("cls_token_mlp.") for k in dropped):
+        said.append("  warning: without its token MLP the cls token means nothing: finetune with --mlp_token, or fold it in first "
+                    "(python -m convert fold-tec)")
     if report.missing:
         said.append(f"  new: {', '.join(report.missing)}")
     return said

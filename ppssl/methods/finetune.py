@@ -72,8 +72,8 @@ class Finetune(Classification):
                                drop_path_rate=o.drop_path, global_pool=o.global_pool, **extra)
 
     def prepare(self) -> None:
-        if os.path.exists(self.options.finetune):
-            check_token_mlp(self.options.finetune, self.options.mlp_token)
+        if self.options.mlp_token and os.path.exists(self.options.finetune):
+            check_token_mlp(self.options.finetune)
         super().prepare()
 
     def sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -125,11 +125,7 @@ def decayed_scale(layer_decay: float, num_layers: int, layer: int) -> float:
     return layer_decay ** (num_layers - layer % (num_layers + 1))
 
 
-def check_token_mlp(path: str, wanted: bool) -> None:
-    """Say what the official code keeps silent about: a TEC file whose token MLP is not used. Raises BadRequest where
-    --mlp_token asks for one that the file does not hold."""
-    held = any(key.startswith("cls_token_mlp.") for key in read_weights(path, nn.Layer()))
-    if held and not wanted:
-        print(f"warning: {path} holds a token MLP, without which its cls token means nothing: add --mlp_token", flush=True)
-    if wanted and not held:
+def check_token_mlp(path: str) -> None:
+    """BadRequest where the file holds no token MLP, which --mlp_token asks for."""
+    if not any(key.startswith("cls_token_mlp.") for key in read_weights(path, nn.Layer())):
         raise BadRequest(f"{path} holds no token MLP (cls_token_mlp): leave out --mlp_token")

@@ -1,7 +1,6 @@
 """BYOL (Grill et al., "Bootstrap Your Own Latent", arXiv 2006.07733): a network predicts a moving average of itself."""
 from collections.abc import Callable
 
-import paddle
 import paddle.nn.functional as F
 from paddle import nn
 

@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from convert.formats import load, save_torch
+from convert.formats import save_torch
 from convert.layout import relayout, transposed_keys
 from ppssl import cli, config
 from ppssl.config import Size
@@ -21,7 +21,6 @@ from ppssl.methods.bootmae import BootMAE, feature_errors, normalized_patches, p
 from ppssl.models.boot_vit import BootVisionTransformer
 from ppssl.models.bootmae import BootMAE as Network
 from ppssl.optim.schedules import Clock
-from tests.launching import launch
 from tests.pictures import image_folder
 
 PUBLISHED = {                                             # recipe: (task, the official command)
@@ -186,36 +185,6 @@ def test_accumulated_micro_batches_equal_the_large_batch():
     run(halves, batches.split(), accum_iter=2)
     ours, theirs = weights(whole), weights(halves)
     assert max(np.abs(ours[k] - theirs[k]).max() for k in ours) < 2e-6
-
-
-@pytest.mark.slow
-def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(tmp_path):
-    flags = [*MASKED, "--model", "bootmae_tiny_patch4", "--input_size", "16", "--num_workers", "0", "--epochs", "2",
-             "--warmup_epochs", "0", "--lr", "0.064", "--device", "cpu", "--data_path",
-             str(image_folder(tmp_path / "data", per_class=4)), "--output_dir"]
-    assert cli.main("pretrain", [*flags, str(tmp_path / "one"), "--batch_size", "4"]) == 0
-    code, said = launch(tmp_path / "log", "main_pretrain.py", *flags, str(tmp_path / "two"), "--batch_size", "2")
-    assert code == 0, said
-    one, two = (load(checkpoint.found(tmp_path / run)[-1]).tree for run in ("one", "two"))
-    assert one.keys() == two.keys() and any(k.startswith("ema.") for k in one)
-    moments = [k for k in one if k.startswith("optimizer.moment")]
-    assert max(np.abs(one[k] - two[k]).max() / np.abs(one[k]).max() for k in moments) < 5e-5
-    assert max(np.abs(one[k] - two[k]).mean() for k in one.keys() - moments) < 1e-6
-
-
-def test_a_run_that_stopped_and_resumed_leaves_the_same_network_and_teacher(tmp_path):
-    whole, first, second = pretraining(0), pretraining(0), pretraining(1)
-    batches = Batches(whole)
-    run(whole, batches)
-    optimizer, progress = first.build_optimizer(), Progress()
-    for _ in zip(range(3), train(first, optimizer, batches, Plan(2), progress)):
-        pass
-    checkpoint.save(tmp_path / "c", first, optimizer, progress, None, world=1)
-    optimizer = second.build_optimizer()
-    progress = checkpoint.restore(checkpoint.read(tmp_path / "c"), second, optimizer)
-    list(train(second, optimizer, batches, Plan(2), progress))
-    ours, theirs = weights(whole), weights(second)
-    assert all(np.array_equal(ours[k], theirs[k]) for k in ours) and any(k.startswith("ema.") for k in ours)
 
 
 def test_the_teacher_starts_as_the_network_and_follows_it_at_the_epochs_decay():

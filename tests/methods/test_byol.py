@@ -6,9 +6,9 @@ import paddle
 import pytest
 import yaml
 
-from convert.formats import Refused, load, save_torch
+from convert.formats import Refused, save_torch
 from convert.layout import relayout, transposed_keys
-from ppssl import cli, config
+from ppssl import config
 from ppssl.config import Size, parse
 from ppssl.engine import checkpoint
 from ppssl.engine.loop import Plan, Progress, train
@@ -18,8 +18,6 @@ from ppssl.methods.byol_linear import LinearEvaluation, load_backbone
 from ppssl.models import registry
 from ppssl.models.resnet import torchvision_name
 from ppssl.optim.schedules import Clock
-from tests.launching import launch
-from tests.pictures import image_folder
 
 OFFICIAL = {
     "model": {"base_momentum": 0.99, "backbone": {"type": "resnet50", "pretrained": False},
@@ -148,32 +146,6 @@ def test_the_target_moves_once_a_step_however_many_micro_batches_make_it():
     trained.model.update_target = lambda momentum: (moves.append(momentum), update(momentum))
     run(trained, trained.build_optimizer(), Progress(), 1)
     assert moves == [trained.target_momentum(Clock(0, 0, 4, step)) for step in (0, 1)]
-
-
-def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
-    whole = method()
-    run(whole, whole.build_optimizer(), Progress(), 2)
-    half, progress = method(), Progress()
-    optimizer = half.build_optimizer()
-    run(half, optimizer, progress, 1)
-    checkpoint.save(tmp_path / "half.safetensors", half, optimizer, progress, None, 1)
-    again = method(seed=1)
-    optimizer = again.build_optimizer()
-    run(again, optimizer, checkpoint.restore(checkpoint.read(tmp_path / "half.safetensors"), again, optimizer), 2)
-    stored, expected = again.model.state_dict(), whole.model.state_dict()
-    assert all(np.array_equal(stored[k].numpy(), v.numpy()) for k, v in expected.items())
-
-
-@pytest.mark.slow
-def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(tmp_path):
-    flags = ["--model", "byol_resnet_tiny", "--input_size", "16", "--num_workers", "0", "--epochs", "1", "--warmup_epochs", "0",
-             "--lr", "1", "--device", "cpu", "--data_path", str(image_folder(tmp_path / "data"))]
-    assert cli.main("pretrain", [*flags, "--batch_size", "4", "--output_dir", str(tmp_path / "one")]) == 0
-    code, said = launch(tmp_path / "log", "main_pretrain.py", *flags, "--batch_size", "2", "--output_dir", str(tmp_path / "two"))
-    assert code == 0, said
-    one, two = (load(checkpoint.found(tmp_path / run)[-1]).tree for run in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert max(np.abs(one[k] - two[k]).max() / max(np.abs(one[k]).max(), 1e-3) for k in one) < 1e-3
 
 
 # ---- linear evaluation
