@@ -2,7 +2,6 @@
 parameters; straight lines fitted, plotted as one PNG."""
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,14 @@ from ppssl.bench.duel import Contender, contender, take_turns
 
 MODEL = "mae_vit_tiny_patch4"
 BATCHES, SIZES, WORKERS = (8, 16, 32, 64, 128), (16, 24, 32, 48, 64), (0, 1, 2)
-SAVED = ("mae_vit_tiny_patch4", "bootmae_base", "mae_vit_base_patch16", "mae_vit_large_patch16")
+MODELS = ("mae_vit_tiny_patch4", "mae_vit_base_patch16", "mae_vit_large_patch16")
 
 
 def run(repeats: int, output: str) -> list[dict]:
     """Measure every series, draw them into `output`."""
-    series = [steps("batch size", [(MODEL, b) for b in BATCHES], lambda of: of[1], repeats),
-              steps("patches of an image", [(MODEL, 32, s) for s in SIZES], lambda of: (of[2] // 4) ** 2, repeats),
-              *checkpoints(repeats), loaders(repeats)]
+    series = [steps(f"of {MODEL}, against batch size", {b: (MODEL, b) for b in BATCHES}, repeats),
+              steps(f"of {MODEL}, against patches of an image", {(s // 4) ** 2: (MODEL, 32, s) for s in SIZES}, repeats),
+              models(repeats), *checkpoints(repeats), loaders(repeats)]
     draw(series, output)
     return series
 
@@ -38,18 +37,29 @@ def rounds(side: Contender, repeats: int) -> float:
     return 1000 * statistics.median(side.times)
 
 
-def steps(what: str, shapes: list[tuple], x: Callable, repeats: int) -> dict:
+def steps(what: str, shapes: dict[int, tuple], repeats: int) -> dict:
+    """shapes: {where on the axis: model, batch size and perhaps image size}."""
     times, memory = [], []
-    for shape in shapes:
+    for shape in shapes.values():
         with contender(["-m", "ppssl.bench.step", "ours", *map(str, shape)]) as side:
             times.append(rounds(side, repeats))
-            memory.append(side.peak_mib)
-    return line(f"step time of {MODEL}, ms, against {what}", "ms", [x(s) for s in shapes], times, memory_mib=[round(m) for m in memory])
+            memory.append(round(side.peak_mib))
+    return line(f"ms of a step {what}", "ms", list(shapes), times, memory_mib=memory)
+
+
+def models(repeats: int) -> dict:
+    times, memory, millions = [], [], []
+    for model in MODELS:
+        with contender(["-m", "ppssl.bench.step", "ours", model, "1"]) as side:
+            times.append(rounds(side, repeats))
+            memory.append(round(side.peak_mib))
+            millions.append(side.facts["parameters"] / 1e6)
+    return line("ms of a step with one image, against million parameters", "ms", millions, times, memory_mib=memory)
 
 
 def checkpoints(repeats: int) -> list[dict]:
     sizes, times, millions = [], [], []
-    for model in SAVED:
+    for model in MODELS:
         with contender(["-m", "ppssl.bench.growth", model]) as side:
             times.append(rounds(side, repeats) / 1000)
             millions.append(side.facts["parameters"] / 1e6)

@@ -170,7 +170,7 @@ def serve_steps(model: str, batch_size: int, input_size: int | None = None) -> N
     with contextlib.redirect_stdout(sys.stderr):
         method, batch = build(model, batch_size, input_size)
     steps = train(method, method.build_optimizer(), Constant(batch), Plan(epochs=1), Progress())
-    serve(lambda: float(next(steps).stats["loss"]), framework="ppssl")
+    serve(lambda: float(next(steps).stats["loss"]), framework="ppssl", parameters=sum(p.size for p in method.model.parameters()))
 
 
 if __name__ == "__main__":
