@@ -11,7 +11,7 @@ from convert.conversion import official_weights, to_paddle, to_torch, write_padd
 from convert.formats import Refused
 from convert.inspect import inspect, nonfinite, tensors_in
 from convert.progress import Progress
-from convert.recognise import BY_ORDER
+from convert.recognise import BY_ORDER, Network
 from convert.report import inspection_lines, report_lines
 from ppssl.errors import BadRequest
 
@@ -58,16 +58,27 @@ def convert(args: argparse.Namespace) -> int:
     refuse_same_file(args.file, args.output)
     found = read(args.file, args.model)
     network = found.main.network if found.recipe is None or args.model else None
+    if network and network.naming is BY_ORDER:
+        prove_order(network, args)
     notes = write(found, args)
     for note in (*notes, *warnings(found)):
         print(f"note: {note}", file=sys.stderr)
-    if network and network.naming is BY_ORDER:
-        print("matched by order, with shapes checked:")
-        print("\n".join(f"  {theirs} -> {ours or 'carried along'}" for theirs, ours in network.keys.items()))
     held = f"{network.title}, {len(network.official)} tensors" if network else "the file it was converted from"
     print(f"{args.output}: {held}, {args.output.stat().st_size / 1e6:,.1f} MB")
     print(f"check it with: python -m convert verify {args.file} {args.output}")
     return 0
+
+
+def prove_order(network: Network, args: argparse.Namespace) -> None:
+    """Print a mapping that rests on order alone, and run the network in both frameworks. Raises Refused where they differ."""
+    from convert.verify import verify
+
+    print("matched by order, with shapes checked:")
+    print("\n".join(f"  {theirs} -> {ours or 'carried along'}" for theirs, ours in network.keys.items()))
+    report, _ = verify(args.file, None, args.model, None)
+    if not report.passed:
+        raise Refused(f"{args.file}: matched by order, and {report.first_difference} differs between the frameworks: nothing was written")
+    print("both frameworks compute the same with it")
 
 
 def write(found: Contents, args: argparse.Namespace) -> tuple[str, ...]:

@@ -107,13 +107,26 @@ def test_of_byols_networks_the_next_step_is_the_linear_evaluation(capsys):
     assert "python main_linprobe.py --model resnet_tiny --finetune byol.pth" in capsys.readouterr().out
 
 
-def test_byols_legacy_file_goes_there_and_back_and_its_mapping_is_printed(capsys):
+def save_legacy(variance: float) -> None:
+    """BYOL's legacy file with a tiny backbone whose running variances are all of that value."""
     shapes = {k: s for k, s in shapes_of(next(e for e in ENTRIES if e.name == "resnet_tiny")).items() if not k.startswith("fc.")}
-    renamed = {f"module.t{i}": value for i, value in enumerate(random_weights(shapes).values())} | {"module.z": np.zeros(3, np.float32)}
+    weights = {k: np.full_like(v, variance) if k.endswith("running_var") else v for k, v in random_weights(shapes).items()}
+    renamed = {f"module.t{i}": value for i, value in enumerate(weights.values())} | {"module.z": np.zeros(3, np.float32)}
     save_torch("legacy.pth.tar", {"online_backbone": renamed, "target_backbone": renamed, "predictor": {"a": np.ones(2)}})
+
+
+def test_a_mapping_by_order_that_does_not_compute_is_refused(capsys):
+    save_legacy(variance=-1.0)
+    assert main(["to-paddle", "legacy.pth.tar", "-o", "run.ckpt"]) == 2
+    assert "matched by order, and bn1 differs" in capsys.readouterr().err and not Path("run.ckpt").exists()
+
+
+def test_byols_legacy_file_goes_there_and_back_and_its_mapping_is_printed_and_proven(capsys):
+    save_legacy(variance=1.0)
     assert main(["to-paddle", "legacy.pth.tar", "-o", "run.ckpt"]) == 0
     out = capsys.readouterr().out
     assert "  module.t0 -> conv1.weight\n  module.t1 -> bn1.weight\n" in out and "  module.z -> carried along\n" in out
+    assert "both frameworks compute the same with it" in out
     assert main(["to-torch", "run.ckpt", "-o", "back.pth.tar"]) == 0
     assert same(load("back.pth.tar").tree, load("legacy.pth.tar").tree)
     assert main(["inspect", "legacy.pth.tar"]) == 0
