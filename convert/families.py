@@ -169,3 +169,10 @@ FAMILIES = (
     Family("byol", "classifier", "ResNet", RESNET, {"head": ("fc.",)}, ("num_classes",), build=build_resnet),
     Family("byol", "head", "BYOL projector or predictor", MLP, build=build_mlp),
 )
+SAME_ENCODER = {"fastconvmae": "convmae"}                 # {family without classifiers of its own: whose have its encoder}
+
+
+def classifier_family(family: Family) -> Family:
+    """The family of the classifiers with this one's encoder."""
+    name = SAME_ENCODER.get(family.name, family.name)
+    return next(f for f in FAMILIES if (f.name, f.task) == (name, "classifier"))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from convert.contents import Contents, is_training
-from convert.families import FAMILIES
+from convert.families import classifier_family
 from convert.formats import Refused, sha256_of
 from convert.recognise import Network, has_any, registered_sizes
 
 FORMATS = {"torch-zip": "PyTorch file", "torch-legacy": "PyTorch file (before 1.6)", "safetensors": "safetensors file",
            "paddle": "Paddle file", "ppssl": "ppssl checkpoint"}
-SAME_ENCODER = ("embed_dim", "depth", "patch_size", "mlp_ratio", "resnet")
+ENCODER_SIZES = ("embed_dim", "depth", "patch_size", "mlp_ratio", "resnet")
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,8 @@ def classifier_of(network: Network) -> str | None:
     """The registered classifier with this network's encoder."""
     if network.family.task == "classifier":
         return network.entry
-    name = {"fastconvmae": "convmae"}.get(network.family.name, network.family.name)
-    sizes = {key: value for key, value in network.sizes.items() if key in SAME_ENCODER}
-    for family in FAMILIES:
-        if family.name == name and family.task == "classifier" and sizes:
-            for entry in family.entries():
-                if sizes.items() <= registered_sizes(family.task, entry.name).items():
-                    return entry.name
+    sizes = {key: value for key, value in network.sizes.items() if key in ENCODER_SIZES}
+    for entry in classifier_family(network.family).entries() if sizes else ():
+        if sizes.items() <= registered_sizes("classifier", entry.name).items():
+            return entry.name
     return None

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from convert.formats import Refused
 from ppssl.backbone import input_shape, load_backbone
+from ppssl.command import refusing
 from ppssl.data.device import normalize
 from ppssl.data.images import BadImage, decode
 from ppssl.data.transforms import EvalTransform
@@ -81,19 +81,16 @@ def panes(backbone, images: list[np.ndarray]) -> tuple[np.ndarray, str]:
     return np.concatenate([original, coloured(maps, size)], axis=1), caption
 
 
+@refusing(BadImage, OSError)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ppssl.attention", description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, a run folder (its newest one), or any file the converter reads")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("-o", "--output", default="attention.png", help="picture to write (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        rows, caption = panes(load_backbone(args.checkpoint), [decode(path) for path in args.images])
-        titles = ["picture", *(f"head {i + 1}" for i in range(rows.shape[1] - 1))]
-        write_png(args.output, picture(rows, caption, titles))
-    except (BadRequest, Refused, BadImage, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows, caption = panes(load_backbone(args.checkpoint), [decode(path) for path in args.images])
+    titles = ["picture", *(f"head {i + 1}" for i in range(rows.shape[1] - 1))]
+    write_png(args.output, picture(rows, caption, titles))
     print(f"{args.output}: {len(rows)} images; {caption}")
     return 0
 

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from paddle import nn
 
 from convert.contents import RUN_SECTIONS, Contents, Section, read
 from convert.conversion import paddle_weights
-from convert.families import FAMILIES, Family
+from convert.families import Family, classifier_family
 from convert.recognise import Network, registered
 from convert.training import official_options
 from ppssl.config import Size
@@ -24,10 +23,8 @@ from ppssl.methods.classify import check_complete, fit_encoder
 from ppssl.methods.linprobe import attach_probe_head
 from ppssl.models import registry
 from ppssl.models.convvit import ConvViT
-from ppssl.models.resnet import ResNet, torchvision_name
+from ppssl.models.resnet import ResNet, online_encoder
 
-BYOL_ENCODER = "online_network.encoder."
-ENCODERS_OF_OTHERS = {"fastconvmae": "convmae"}           # whose classifier has the same encoder
 
 
 def load_backbone(path: str | Path, section: str = "", **options) -> nn.Layer:
@@ -52,7 +49,9 @@ def load_backbone(path: str | Path, section: str = "", **options) -> nn.Layer:
     """
     found = read(latest(path))
     chosen = choose(found, section)
-    family = classifier_family(chosen.network, found.path)
+    if chosen.network.family.task == "head":
+        raise BadRequest(f"{found.path} holds a {chosen.network.family.title} alone: give the file with BYOL's encoder")
+    family = classifier_family(chosen.network.family)
     model = build(found, chosen.network, family, options)
     fill(model, chosen, found.path)
     model.mean, model.std = statistics(found, family)
@@ -71,14 +70,6 @@ def choose(found: Contents, section: str) -> Section:
             return candidate
     there = ", ".join(".".join(map(str, s.path)) for s in known) or "none"
     raise BadRequest(f"{found.path}: no weights under {section}; it has {there}")
-
-
-def classifier_family(network: Network, path: Path) -> Family:
-    """The family of classifiers with this network's encoder. Raises BadRequest where it has none."""
-    name = ENCODERS_OF_OTHERS.get(network.family.name, network.family.name)
-    if network.family.task == "head":
-        raise BadRequest(f"{path} holds a {network.family.title} alone: give the file with BYOL's encoder")
-    return next(f for f in FAMILIES if (f.name, f.task) == (name, "classifier"))
 
 
 def build(found: Contents, network: Network, family: Family, options: Mapping[str, Any]) -> nn.Layer:
@@ -145,19 +136,14 @@ def statistics(found: Contents, family: Family) -> tuple[tuple, tuple]:
 
 def fill(model: nn.Layer, section: Section, path: Path) -> None:
     """Put a section's encoder, and its head where the model has one, into the model. Raises BadRequest."""
-    tensors = encoder_tensors(paddle_weights(section))
+    weights = paddle_weights(section)
+    tensors = online_encoder(weights) or weights
     own = model.state_dict()
     tensors = {key: value for key, value in tensors.items() if key in own or not key.startswith(("head.", "fc."))}
     if hasattr(model, "pos_embed"):
         fit_encoder(model, tensors, path)
     else:
         check_complete(model, assign(model, tensors), path)
-
-
-def encoder_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors under a classifier's names: of BYOL's networks the online encoder's."""
-    online = {torchvision_name(k.removeprefix(BYOL_ENCODER)): v for k, v in tensors.items() if k.startswith(BYOL_ENCODER)}
-    return online or tensors
 
 
 def input_shape(backbone: nn.Layer) -> tuple[int, int | None, int | None]:

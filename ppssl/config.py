@@ -322,8 +322,8 @@ def _checked(values: Mapping[str, Any], fields, origin: str, task: str, method) 
         if name not in fields:
             raise BadRequest(f"{origin}: unknown key {key!r}: {_nearest(str(key), fields, task, method)}")
         out[name] = coerce(value, fields[name].type, name, origin)
-        wanted, holds = fields[name].metadata.get("must", ("", bool))
-        if wanted and out[name] is not None and not holds(out[name]):
+        wanted, holds = fields[name].metadata.get("must", ("anything", lambda value: True))
+        if out[name] is not None and not holds(out[name]):
             raise BadRequest(f"{origin}: {name} must be {wanted}, not {out[name]}")
     return out
 

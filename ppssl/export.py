@@ -17,8 +17,9 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
-from convert.formats import Refused, load, save_paddle
+from convert.formats import load, save_paddle
 from ppssl.backbone import input_shape, load_backbone
+from ppssl.command import refusing
 from ppssl.engine.weights import assign_all
 from ppssl.errors import BadRequest
 from ppssl.models.convvit import ConvViT
@@ -164,6 +165,7 @@ def describe(layer: nn.Layer, outputs: int) -> str:
             f"out: float32 [batch, {outputs}]")
 
 
+@refusing(OSError)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ppssl.export", description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, a run folder (its newest one), or any file the converter reads")
@@ -172,12 +174,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", action="store_true", help="leave out the head: features instead of logits")
     parser.add_argument("--section", default="", help="which weights of the file, such as model_ema (default: the model's own)")
     args = parser.parse_args(argv)
-    try:
-        layer = load_backbone(args.checkpoint, args.section, **({"num_classes": 0} if args.features else {}))
-        outcome = export(layer, args.output, args.format)
-    except (BadRequest, Refused, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    layer = load_backbone(args.checkpoint, args.section, **({"num_classes": 0} if args.features else {}))
+    outcome = export(layer, args.output, args.format)
     verdict = f"largest difference from the original {outcome.difference:.2g} in outputs up to {outcome.scale:.3g}"
     if not outcome.ok:
         print(f"error: nothing written: {verdict}, which is no rounding", file=sys.stderr)

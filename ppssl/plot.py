@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from ppssl.command import refusing
 from ppssl.errors import BadRequest
 
 CURVES = (("loss", ("train_loss", "test_loss")), ("learning rate", ("train_lr",)), ("accuracy, %", ("test_acc1", "test_ema_acc1")))
@@ -43,16 +44,13 @@ def draw(runs: dict[str, list[dict]], output: str | Path) -> None:
     figure.savefig(output, dpi=120)
 
 
+@refusing(OSError)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ppssl.plot", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders (or their log.txt)")
     parser.add_argument("-o", "--output", default="curves.png", help="picture to write (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        draw({run: read_log(run) for run in args.runs}, args.output)
-    except (BadRequest, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    draw({run: read_log(run) for run in args.runs}, args.output)
     print(f"{args.output}: {len(args.runs)} runs")
     return 0
 

@@ -8,14 +8,13 @@ import sys
 
 import paddle
 
-from convert.formats import Refused
 from ppssl import dist
+from ppssl.command import refusing
 from ppssl.data.resize import warm
 from ppssl.data.transforms import EvalTransform
 from ppssl.engine.features import extract, ridge_accuracy
 from ppssl.engine.rebuild import rebuild
 from ppssl.engine.run import eval_loader
-from ppssl.errors import BadRequest
 
 
 def accuracy(method) -> float:
@@ -27,23 +26,20 @@ def accuracy(method) -> float:
     return ridge_accuracy(*sets[0], *sets[1])
 
 
+@refusing()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ppssl.probe", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="a pretraining checkpoint, or a run folder (its newest one)")
     parser.add_argument("--data_path", help="folder with train/ and val/ (default: what the run was trained on)")
     parser.add_argument("--device", help="cpu or gpu")
     args = parser.parse_args(argv)
-    try:
-        dist.start(args.device)
-        warm()
-        changes = {"data_path": args.data_path} if args.data_path else {}
-        method = rebuild(args.run, **changes)
-        trained = accuracy(method)
-        paddle.seed(method.config.run.seed + 1)
-        random = accuracy(rebuild(args.run, with_weights=False, **changes))
-    except (BadRequest, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    dist.start(args.device)
+    warm()
+    changes = {"data_path": args.data_path} if args.data_path else {}
+    method = rebuild(args.run, **changes)
+    trained = accuracy(method)
+    paddle.seed(method.config.run.seed + 1)
+    random = accuracy(rebuild(args.run, with_weights=False, **changes))
     print(f"linear classifier on frozen features: trained encoder {trained:.1f} %, random encoder {random:.1f} %")
     return 0
 

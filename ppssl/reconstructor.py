@@ -34,7 +34,7 @@ def reconstructor(path: str | Path) -> tuple[Method, bool]:
     network = found.main.network
     config = config_of(options_of(found), network)
     kind = methods.get(config.task, config.method)
-    if kind.reconstruct is Method.reconstruct:
+    if not kind.reconstructs():
         raise BadRequest(f"{path} is a {network.title}, which predicts no pixels: give a pretraining file of MAE, ConvMAE, "
                          "FastConvMAE or BootMAE")
     refuse_encoder(network, path)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
-from convert.formats import Refused
 from ppssl import dist
+from ppssl.command import refusing
 from ppssl.data.images import BadImage, decode
 from ppssl.data.loader import collate
 from ppssl.data.transforms import EvalTransform
@@ -142,6 +142,7 @@ def write_png(path: str, image: np.ndarray) -> None:
         raise BadRequest(f"cannot write {path}: give -o a name that ends in .png, in a folder that is there")
 
 
+@refusing(BadImage, OSError)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ppssl.visualize", description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT",
@@ -152,14 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unnorm", choices=("visible", "target"), default="visible",
                         help="whose mean and spread undo the normalisation of patches (norm_pix_loss models)")
     args = parser.parse_args(argv)
-    try:
-        dist.start(None)
-        method, told = reconstructor(args.checkpoint)
-        rows, caption = panes(method, [decode(path) for path in args.images], args.seed, args.unnorm, told)
-        write_png(args.output, picture(rows, caption))
-    except (BadRequest, Refused, BadImage, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    dist.start(None)
+    method, told = reconstructor(args.checkpoint)
+    rows, caption = panes(method, [decode(path) for path in args.images], args.seed, args.unnorm, told)
+    write_png(args.output, picture(rows, caption))
     print(f"{args.output}: {len(rows)} images; {caption}")
     return 0
 

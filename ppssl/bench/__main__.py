@@ -4,8 +4,8 @@ import json
 import os
 import sys
 
-from convert.formats import Refused
 from ppssl.bench import convert, ema, growth, loader, ranks, recompute, scaling, step
+from ppssl.command import refusing
 from ppssl.errors import BadRequest
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -62,12 +62,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
     return growth.run(args.repeats, args.output) if args.command == "growth" else scaling.run()
 
 
+@refusing()
 def main() -> int:
-    try:
-        rows = measure(parser().parse_args())
-    except (BadRequest, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = measure(parser().parse_args())
     for row in rows:
         print(row["case"])
         print("\n".join(f"  {name:<20} {value}" for name, value in row.items() if name != "case"))

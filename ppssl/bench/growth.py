@@ -94,18 +94,18 @@ def draw(series: list[dict], output: str) -> None:
 def serve_saves(model: str) -> None:
     """Save a whole training state whenever asked; the result is its size in bytes."""
     from convert.reference.stopwatch import serve
-    from ppssl.bench.step import Constant, build
+    from ppssl.bench.step import ready, stepper
     from ppssl.engine import checkpoint
-    from ppssl.engine.loop import Plan, Progress, train
+    from ppssl.engine.loop import Progress
 
-    method, batch = build(model, 1)
-    optimizer, progress = method.build_optimizer(), Progress()
-    next(train(method, optimizer, Constant(batch), Plan(epochs=1), progress))
+    method, batch = ready(model, 1)
+    optimizer = method.build_optimizer()
+    stepper(method, batch, optimizer)()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
 
         def save() -> int:
-            checkpoint.save(path, method, optimizer, progress, None, 1, 1000)
+            checkpoint.save(path, method, optimizer, Progress(), None, 1, 1000)
             return path.stat().st_size
         serve(save, parameters=sum(p.size for p in method.model.parameters()))
 

@@ -2,14 +2,12 @@
 
 `python -m ppssl.bench.recompute again MODEL BATCH` is the side that recomputes, `plain` the other.
 """
-import contextlib
 import sys
 
 import ppssl  # noqa: F401 - prepares the process before Paddle is imported
 
-from ppssl import dist
 from ppssl.bench.duel import contender, row, take_turns
-from ppssl.bench.step import Constant, build
+from ppssl.bench.step import ready, stepper
 
 
 def run(model: str, batch_size: int, repeats: int) -> list[dict]:
@@ -23,17 +21,13 @@ def run(model: str, batch_size: int, repeats: int) -> list[dict]:
 
 def main() -> None:
     from convert.reference.stopwatch import serve
-    from ppssl.engine.loop import Plan, Progress, train
     from ppssl.engine.recompute import recompute_blocks
 
     side, model, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    dist.start(None)
-    with contextlib.redirect_stdout(sys.stderr):
-        method, batch = build(model, batch_size)
+    method, batch = ready(model, batch_size)
     if side == "again":
         recompute_blocks(method.network, None)
-    steps = train(method, method.build_optimizer(), Constant(batch), Plan(epochs=1), Progress())
-    serve(lambda: float(next(steps).stats["loss"]), framework=side)
+    serve(stepper(method, batch), framework=side)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ppssl  # noqa: F401 - prepares the process before Paddle is imported
@@ -161,16 +162,27 @@ def matmul_gflops(side: int = 1536, rounds: int = 5) -> float:
     return best
 
 
+def ready(model: str, batch_size: int, input_size: int | None = None):
+    """`build` in a process whose output is read: notes go to the error stream."""
+    dist.start(None)
+    with contextlib.redirect_stdout(sys.stderr):
+        return build(model, batch_size, input_size)
+
+
+def stepper(method, batch: dict, optimizer=None) -> Callable[[], float]:
+    """What takes one step of the product's loop on the batch, and returns the loss it started from."""
+    from ppssl.engine.loop import Plan, Progress, train
+
+    steps = train(method, optimizer or method.build_optimizer(), Constant(batch), Plan(epochs=1), Progress())
+    return lambda: float(next(steps).stats["loss"])
+
+
 def serve_steps(model: str, batch_size: int, input_size: int | None = None) -> None:
     """Our side: a step whenever it is asked for."""
     from convert.reference.stopwatch import serve
-    from ppssl.engine.loop import Plan, Progress, train
 
-    dist.start(None)
-    with contextlib.redirect_stdout(sys.stderr):
-        method, batch = build(model, batch_size, input_size)
-    steps = train(method, method.build_optimizer(), Constant(batch), Plan(epochs=1), Progress())
-    serve(lambda: float(next(steps).stats["loss"]), framework="ppssl", parameters=sum(p.size for p in method.model.parameters()))
+    method, batch = ready(model, batch_size, input_size)
+    serve(stepper(method, batch), framework="ppssl", parameters=sum(p.size for p in method.model.parameters()))
 
 
 if __name__ == "__main__":

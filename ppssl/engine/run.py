@@ -31,7 +31,6 @@ from ppssl.engine.reshard import placed
 from ppssl.engine.sharding import Sharded, gathered
 from ppssl.engine.weights import assign_all
 from ppssl.errors import BadRequest, TrainingFailed
-from ppssl.methods.base import Method
 
 PICTURES = 4                                              # images of a run's pictures
 MAX_BAD_STEPS = 20                                        # non-finite steps in a row before a run stops
@@ -240,7 +239,7 @@ class Training:
 
         epoch, run = self.progress.epoch + 1, self.config.run
         wanted = epoch % run.save_freq == 0 or epoch == self.plan.epochs
-        if self.log.draws and wanted and type(self.method).reconstruct is not Method.reconstruct:
+        if self.log.draws and wanted and self.method.reconstructs():
             data = self.loader.samples.folder
             images = list(readable(data.path(i) for i in range(0, len(data), -(-len(data) // PICTURES))))
             if images:

@@ -98,6 +98,11 @@ class Method:
         """
         raise BadRequest(f"{self.title} predicts no pixels: there is no reconstruction to show")
 
+    @classmethod
+    def reconstructs(cls) -> bool:
+        """Whether it predicts pixels."""
+        return cls.reconstruct is not Method.reconstruct
+
     def frozen(self) -> tuple:
         """Networks that the loss uses and a checkpoint does not hold."""
         return ()

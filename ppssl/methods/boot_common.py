@@ -6,6 +6,7 @@ from ppssl.data.transforms import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, I
 from ppssl.errors import BadRequest
 from ppssl.optim.schedules import Clock, step_cosine, step_drop
 
+IMAGES = (True, "images come from the class folders of --data_path")     # of the flags that named other sources
 DROP_EPOCHS = 100                                         # at the end of --lr_scheduler step
 
 
@@ -29,7 +30,7 @@ class BootSchedules:
         "warmup_lr": (True, "the warm-up starts at 0"),
         "momentum": (True, "it belongs to SGD"),
         "auto_resume": (False, "it is the default: --resume auto"),
-        "data": (True, "images come from the class folders of --data_path"),
+        "data": IMAGES,
     }
 
     def check_schedules(self) -> None:

@@ -6,9 +6,9 @@ from functools import partial
 from ppssl.config import Config, Train, option
 from ppssl.errors import BadRequest
 from ppssl.methods import finetune
-from ppssl.methods.boot_common import BootSchedules, ScheduleOptions
+from ppssl.methods.boot_common import IMAGES, BootSchedules, ScheduleOptions
 from ppssl.methods.boot_load import read_encoder
-from ppssl.methods.classify import Classification, fit_encoder, init_linear
+from ppssl.methods.classify import fit_encoder, init_linear
 from ppssl.optim.groups import layer_decay_groups, trainable
 
 HEAD_STD = 0.02                                           # times --init_scale
@@ -32,7 +32,7 @@ class BootFinetune(BootSchedules, finetune.Finetune):
     defaults = {"batch_size": 64, "epochs": 30, "lr": 5e-4, "min_lr": 1e-6, "warmup_epochs": 5, "layer_decay": 0.9,
                 "color_jitter": 0.4, "save_freq": 5, "resume": "auto"}
     accepted = BootSchedules.accepted | {
-        "data_set": (True, "images come from the class folders of --data_path"),
+        "data_set": IMAGES,
         "eval_all": (False, "every epoch is evaluated, the average included"),
         "disable_weight_decay_on_rel_pos_bias": (False, "the networks have no relative positions"),
     }
@@ -49,7 +49,7 @@ class BootFinetune(BootSchedules, finetune.Finetune):
     def prepare(self) -> None:
         """Start the head, then load what the file has; a head of the same number of classes is kept."""
         init_linear(self.model.head, HEAD_STD * self.options.init_scale)
-        Classification.prepare(self)
+        super().prepare()
 
     def load(self, path: str) -> list[str]:
         o = self.options

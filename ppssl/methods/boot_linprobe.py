@@ -7,6 +7,7 @@ from ppssl.config import AT_LEAST_1, option
 from ppssl.data.transforms import INCEPTION_MEAN, INCEPTION_STD
 from ppssl.errors import BadRequest
 from ppssl.methods import linprobe
+from ppssl.methods.boot_common import IMAGES
 from ppssl.methods.boot_load import read_encoder
 from ppssl.methods.classify import fit_encoder
 from ppssl.models import registry
@@ -25,7 +26,7 @@ class BootLinearProbe(linprobe.LinearProbe):
     """LARS on the head alone. Source: LightDXY/BootMAE `main_linprobe.py`."""
 
     name, title, families, Options = "bootmae", "BootMAE linear probing", ("bootmae",), Options
-    accepted = {"data": (True, "images come from the class folders of --data_path")}
+    accepted = {"data": IMAGES}
     mean, std = INCEPTION_MEAN, INCEPTION_STD
 
     def build_model(self):

@@ -1,5 +1,4 @@
 """BYOL's linear evaluation: a linear layer on the frozen ResNet's pooled features."""
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,14 +9,14 @@ from convert.weights import SECTIONS, read_weights
 from ppssl.config import Config, option
 from ppssl.data.transforms import EvalTransform, PretrainTransform
 from ppssl.engine.weights import assign
-from ppssl.methods.classify import ClassifyOptions, check_complete, init_linear
+from ppssl.methods.classify import Classification, ClassifyOptions, check_complete, init_linear
 from ppssl.methods.linprobe import LinearProbe
 from ppssl.models import registry
-from ppssl.models.resnet import ResNet, torchvision_name
+from ppssl.models.resnet import ResNet, online_encoder
 from ppssl.optim.groups import Group, trainable
 from ppssl.optim.sgd import SGD
 
-ENCODER, HEAD = "online_network.encoder.", "fc."
+HEAD = "fc."
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,13 @@ class LinearEvaluation(LinearProbe):
         return registry.create("classifier", self.config.model, num_classes=self.num_classes)
 
     def prepare(self) -> None:
-        """Load the encoder and freeze it, start the linear layer anew. A dry run goes on without the file and says so."""
+        """Start the linear layer anew, load the encoder and freeze it."""
         init_linear(self.model.head, self.head_std)
-        path = self.options.finetune
-        if path and self.config.dry_run and not os.path.exists(path):
-            print(f"note: there is no file {path} yet")
-        elif path:
-            print(load_backbone(self.model, path, with_head=self.options.eval), flush=True)
+        Classification.prepare(self)
         freeze_encoder(self.model)
+
+    def load(self, path: str) -> list[str]:
+        return [load_backbone(self.model, path, with_head=self.options.eval)]
 
     def build_optimizer(self) -> SGD:
         head = tuple((name, p) for name, p in trainable(self.model) if name.startswith(HEAD))
@@ -86,8 +84,7 @@ def backbone_tensors(state: Mapping[str, np.ndarray],
     A file without any known name is taken by order, as the authors' legacy file has to be. Raises Refused.
     """
     counters = {k: np.zeros([], np.int64) for k in shapes if k.endswith("num_batches_tracked")}    # old files have none
-    online = {torchvision_name(k.removeprefix(ENCODER)): v for k, v in state.items() if k.startswith(ENCODER)}
-    if online:
+    if online := online_encoder(state):
         return counters | online, " (the online network's)"
     if any(k in shapes for k in state):
         return counters | dict(state), ""

@@ -92,7 +92,7 @@ def fit_encoder(model, tensors: dict[str, np.ndarray], path: str) -> list[str]:
     check_complete(model, report, path)
     if dropped:
         said.append(f"  {len(dropped)} tensors of pretraining dropped ({', '.join(sorted({k.split('.')[0] for k in dropped}))})")
-    if any(k.startswith("cls_token_mlp.") for k in dropped):
+    if holds_token_mlp(dropped):
         said.append("  warning: without its token MLP the cls token means nothing: finetune with --mlp_token, or fold it in first "
                     "(python -m convert fold-tec)")
     if report.missing:
@@ -120,6 +120,8 @@ def check_complete(model, report: LoadReport, path: str) -> None:
     known = [k for k in (*report.loaded, *report.mismatched) if not k.startswith(model.not_pretrained)]
     if not (lost or report.mismatched or report.unexpected):
         return
+    if holds_token_mlp(lost) and not holds_token_mlp(known):
+        raise BadRequest(f"{path} holds no token MLP (cls_token_mlp): leave out --mlp_token")
     if len(known) <= len(report.unexpected):
         wrong = "holds no encoder for this model: give a pretraining checkpoint of the same family, or see python -m convert inspect"
     elif report.mismatched:
@@ -127,6 +129,10 @@ def check_complete(model, report: LoadReport, path: str) -> None:
     else:
         wrong = f"does not fit: missing {lost[:3]}, unknown {list(report.unexpected[:3])}; choose the --model it was trained as"
     raise BadRequest(f"{path}{recognised(path)} {wrong}")
+
+
+def holds_token_mlp(keys) -> bool:
+    return any(k.startswith("cls_token_mlp.") for k in keys)
 
 
 def recognised(path: str) -> str:

@@ -1,12 +1,9 @@
 """Finetuning: the whole classifier, layer-wise learning rates, strong augmentation."""
-import os
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from paddle import nn
 
-from convert.weights import read_weights
 from ppssl.config import Config, Pair, option
 from ppssl.data.erasing import draw_erasing_box, erase, erasing_noise
 from ppssl.data.mixup import MixupParams, apply_mixup, draw_mixup
@@ -71,11 +68,6 @@ class Finetune(Classification):
         return registry.create("classifier", name, img_size=self.config.data.input_size, num_classes=self.num_classes,
                                drop_path_rate=o.drop_path, global_pool=o.global_pool, **extra)
 
-    def prepare(self) -> None:
-        if self.options.mlp_token and os.path.exists(self.options.finetune):
-            check_token_mlp(self.options.finetune)
-        super().prepare()
-
     def sample(self, image: np.ndarray, label: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """image [H, W, 3] uint8 -> augmented image, label, boxes to erase [recount, 4], numbers deciding drop path [blocks, 2]."""
         o, size = self.options, self.config.data.input_size
@@ -123,9 +115,3 @@ class Finetune(Classification):
 def decayed_scale(layer_decay: float, num_layers: int, layer: int) -> float:
     """The learning-rate scale of a layer; negative layers count from the end, -1 being the last."""
     return layer_decay ** (num_layers - layer % (num_layers + 1))
-
-
-def check_token_mlp(path: str) -> None:
-    """BadRequest where the file holds no token MLP, which --mlp_token asks for."""
-    if not any(key.startswith("cls_token_mlp.") for key in read_weights(path, nn.Layer())):
-        raise BadRequest(f"{path} holds no token MLP (cls_token_mlp): leave out --mlp_token")

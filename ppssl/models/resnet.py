@@ -1,7 +1,7 @@
 """ResNet (He et al., arXiv 1512.03385), with torchvision's names; the encoder and the linear classifier of BYOL."""
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import paddle.nn.functional as F
 from paddle import nn
@@ -12,6 +12,7 @@ from ppssl.models.cpu import Linear
 from ppssl.models.layers import conv_default
 from ppssl.models.registry import register
 
+ONLINE = "online_network.encoder."                        # before the encoder's names in a BYOL model
 
 def conv(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> nn.Conv2D:
     """Convolution without bias that keeps the size but for the stride; Kaiming normal over its outputs."""
@@ -127,6 +128,11 @@ def torchvision_name(key: str) -> str:
     """A key of `encoder_of` -> torchvision's: 1.weight -> bn1.weight, 4.0.conv1.weight -> layer1.0.conv1.weight."""
     number, rest = key.split(".", 1)
     return f"{('conv1', 'bn1')[int(number)] if number in '01' else f'layer{int(number) - 3}'}.{rest}"
+
+
+def online_encoder(tensors: Mapping) -> dict:
+    """Of BYOL's networks the online encoder's tensors, under torchvision's names; none of any other network's."""
+    return {torchvision_name(k.removeprefix(ONLINE)): v for k, v in tensors.items() if k.startswith(ONLINE)}
 
 
 def encoder_name(key: str) -> str:
