@@ -8,6 +8,8 @@ import math
 import numba as nb
 import numpy as np
 
+from ppssl.compiled import compiled
+
 WEIGHT_BITS = 22                                          # fixed-point fraction of a resampling weight
 HALF = 1 << (WEIGHT_BITS - 1)
 
@@ -15,16 +17,6 @@ f32, f64, i32, u8 = nb.float32, nb.float64, nb.int32, nb.uint8
 PIXELS = nb.types.Array(u8, 2, "C", readonly=True)        # [N, 3], or rows [H, W*3]
 INDEX = nb.types.Array(i32, 1, "C", readonly=True)
 WEIGHTS = nb.types.Array(i32, 2, "C", readonly=True)
-
-
-def compiled(signature):
-    """Compile now for one signature, without the interpreter lock, cached on disk where a cache can be written."""
-    def compile_function(function):
-        try:
-            return nb.njit(signature, nogil=True, cache=True)(function)
-        except (RuntimeError, OSError):                   # no writable cache folder, or no room in it
-            return nb.njit(signature, nogil=True)(function)
-    return compile_function
 
 
 @nb.njit(inline="always")

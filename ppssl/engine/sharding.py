@@ -8,6 +8,7 @@ import paddle
 
 from ppssl import dist
 from ppssl.errors import BadRequest
+from ppssl.threads import shares
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Sharded:
 
     def __init__(self, optimizer):
         self.groups = optimizer.groups
-        self._owners = shares({name: p.size for g in self.groups for name, p in g.params}, dist.world())
+        sizes = {name: p.size for g in self.groups for name, p in g.params}
+        if len(sizes) < dist.world():
+            raise BadRequest(f"--sharding divides {len(sizes)} trained tensors over {dist.world()} ranks: leave it out")
+        self._owners = shares(sizes, dist.world())
         self._own = optimizer.only(lambda name: self._owners[name] == dist.rank())
 
     @property
@@ -62,17 +66,6 @@ class Sharded:
         if unknown:
             raise ValueError(f"the optimizer state does not fit the model: {sorted(unknown)[0]} has no partner")
         self._own.load({key: v for key, v in state.items() if self._owners[key.split(".", 1)[1]] == dist.rank()}, steps)
-
-
-def shares(sizes: dict[str, int], ranks: int) -> dict[str, int]:
-    """Which rank keeps the state of each tensor: the largest first, each to the rank that has least. Raises BadRequest."""
-    if len(sizes) < ranks:
-        raise BadRequest(f"--sharding divides {len(sizes)} trained tensors over {ranks} ranks: leave it out")
-    loads, owners = [0] * ranks, {}
-    for name in sorted(sizes, key=sizes.get, reverse=True):
-        owners[name] = loads.index(min(loads))
-        loads[owners[name]] += sizes[name]
-    return owners
 
 
 def gathered(optimizer):

@@ -3,11 +3,10 @@ import math
 from typing import NamedTuple
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn import initializer as I
 
-from ppssl.models.cpu import LayerNorm, Linear
+from ppssl.models.cpu import LayerNorm, Linear, attend, gelu
 from ppssl.models.layers import drop_path, normal, token, xavier
 
 
@@ -42,15 +41,6 @@ def inner_width(dim: int, num_heads: int) -> int:
 def free_bias(layer: nn.Layer, width: int):
     """A 1-D parameter of `layer` that starts at 0."""
     return token(layer, width, init=I.Constant(0.0))
-
-
-def attend(query, key, value):
-    """query [B, N, heads, d], key and value [B, M, heads, d] -> [B, N, heads * d]."""
-    if query.shape[-1] % 8 == 0:                          # flash kernels take no other widths
-        return F.scaled_dot_product_attention(query, key, value).flatten(2)
-    query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
-    weights = F.softmax(paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True), axis=-1)
-    return paddle.matmul(weights, value).transpose([0, 2, 1, 3]).flatten(2)
 
 
 class Attention(nn.Layer):
@@ -110,7 +100,7 @@ class Mlp(nn.Layer):
         self.fc2 = Linear(hidden, dim, weight_attr=inits.out)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Layer):

@@ -47,7 +47,7 @@ class PixelHead(nn.Layer):
     def forward(self, x):
         weight, (ph, pw), (h, w) = self.proj.weight, self.patch, self.grid
         bias = self.proj.bias.unsqueeze(1).expand([-1, ph * pw]).flatten()
-        x = linear(self.proj, x, weight.flatten(1), bias).reshape([x.shape[0], h, w, -1, ph, pw])
+        x = linear(x, weight.flatten(1), bias).reshape([x.shape[0], h, w, -1, ph, pw])
         return x.transpose([0, 3, 1, 4, 2, 5]).reshape([x.shape[0], -1, h * ph, w * pw])
 
 

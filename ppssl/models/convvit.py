@@ -8,11 +8,10 @@ from math import prod
 from operator import mul
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ppssl.errors import BadRequest
-from ppssl.models.cpu import LayerNorm, Linear, linear
+from ppssl.models.cpu import LayerNorm, Linear, gelu, linear
 from ppssl.models.depthwise import DepthwiseConv
 from ppssl.models.layers import Block, conv_default, drop_path, linear_drop_path, normal, pair, token
 from ppssl.models.masking import patchify
@@ -45,7 +44,7 @@ class TokenConv(nn.Conv2D):
 
     def forward(self, x):
         matrix = self.matrix()
-        return linear(self, x.reshape([x.shape[0], -1, matrix.shape[0]]), matrix, self.bias)
+        return linear(x.reshape([x.shape[0], -1, matrix.shape[0]]), matrix, self.bias)
 
 
 class StageEmbed(nn.Layer):
@@ -57,7 +56,7 @@ class StageEmbed(nn.Layer):
         self.norm = LayerNorm(dim, epsilon=CONV_EPS)
 
     def forward(self, x):
-        return F.gelu(self.norm(self.proj(x)))
+        return gelu(self.norm(self.proj(x)))
 
 
 class ConvMlp(nn.Layer):
@@ -69,7 +68,7 @@ class ConvMlp(nn.Layer):
         self.fc2 = TokenConv(hidden, dim)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class ConvBlock(nn.Layer):

@@ -1,60 +1,145 @@
-"""Linear and LayerNorm whose backward pass is fast on CPU.
+"""The pieces of a transformer whose Paddle kernels are slow on CPU, with forward and backward passes of their own there.
 
-Paddle's CPU kernels sum a gradient over rows (a bias, a norm's scale and shift) 50 times slower than a matrix product
-with a row of ones does, which made up a third of a training step. On GPU Paddle's own kernels are used.
+On GPU, in a program that is being traced for export, and for other types than float32, Paddle's own kernels are used.
 """
+import ctypes
+
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
 
+def has_own(x) -> bool:
+    """Whether the compiled loops (`ppssl.models.kernels`) can be used on x."""
+    return paddle.in_dynamic_mode() and x.place.is_cpu_place() and x.dtype == paddle.float32
+
+
+def vector(x) -> np.ndarray:
+    """The memory of a contiguous float32 CPU tensor, as an array to read and write while the tensor lives."""
+    return np.frombuffer((ctypes.c_float * x.size).from_address(x.data_ptr()), np.float32)
+
+
+def rows(x) -> np.ndarray:
+    """`vector` as [M, last axis]."""
+    return vector(x).reshape(-1, x.shape[-1])
+
+
 def column_sums(x):
-    """[M, N] -> [N], as a matrix product."""
+    """[M, N] -> [N], as a matrix product: Paddle's CPU sum over rows takes 50 times as long."""
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).reshape([-1])
 
 
 class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
+        from ppssl.models import kernels
+
         ctx.save_for_backward(x, weight)
-        return paddle.matmul(x, weight) + bias
+        y = paddle.matmul(x, weight)
+        kernels.add_to_rows(rows(y), vector(bias))
+        return y
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensor()
-        rows, dy_rows = x.reshape([-1, x.shape[-1]]), dy.reshape([-1, dy.shape[-1]])
+        flat, dflat = x.reshape([-1, x.shape[-1]]), dy.reshape([-1, dy.shape[-1]])
         dx = None if x.stop_gradient else paddle.matmul(dy, weight, transpose_y=True)
-        return dx, paddle.matmul(rows, dy_rows, transpose_x=True), column_sums(dy_rows)
+        if weight.stop_gradient:
+            return dx, None, None
+        return dx, paddle.matmul(flat, dflat, transpose_x=True), column_sums(dflat)
 
 
 class _LayerNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        mean = x.mean(-1, keepdim=True)
-        centred = x - mean
-        scale = paddle.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-        normed = centred * scale
-        ctx.save_for_backward(normed, scale, weight)
-        return normed * weight + bias
+        from ppssl.models import kernels
+
+        x = x.contiguous()
+        y, mean, inv_std = paddle.empty_like(x), *(paddle.empty(x.shape[:-1]) for _ in range(2))
+        kernels.layer_norm(rows(x), vector(weight), vector(bias), eps, rows(y), vector(mean), vector(inv_std))
+        ctx.save_for_backward(x, weight, mean, inv_std)
+        return y
 
     @staticmethod
     def backward(ctx, dy):
-        normed, scale, weight = ctx.saved_tensor()
-        rows, dim = dy.reshape([-1, dy.shape[-1]]), dy.shape[-1]
-        along = dy * normed
-        column = (weight / dim).reshape([dim, 1])
-        dx = (dy * weight - paddle.matmul(dy, column) - normed * paddle.matmul(along, column)) * scale
-        return dx, column_sums(along.reshape([-1, dim])), column_sums(rows)
+        from ppssl.models import kernels
+
+        x, weight, mean, inv_std = ctx.saved_tensor()
+        dy = dy.contiguous()
+        dx, dweight, dbias = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
+        kernels.layer_norm_grad(rows(x), vector(weight), vector(mean), vector(inv_std), rows(dy), rows(dx), vector(dweight), vector(dbias))
+        return dx, dweight, dbias
 
 
-def trains_on_cpu(layer: nn.Layer, x) -> bool:
-    return layer.training and x.place.is_cpu_place() and not layer.weight.stop_gradient
+class _Gelu(PyLayer):
+    @staticmethod
+    def forward(ctx, x):
+        from ppssl.models import kernels
+
+        x = x.contiguous()
+        y = paddle.empty_like(x)
+        kernels.gelu(vector(x), vector(y))
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        from ppssl.models import kernels
+
+        (x,), dy = ctx.saved_tensor(), dy.contiguous()
+        dx = paddle.empty_like(x)
+        kernels.gelu_grad(vector(x), vector(dy), vector(dx))
+        return dx
 
 
-def linear(layer: nn.Layer, x, weight, bias):
-    """x [..., in] @ weight [in, out] + bias [out] or None; `layer` is the one whose `weight` this is, or is made of."""
-    if bias is not None and trains_on_cpu(layer, x):
+class _Attention(PyLayer):
+    """query [B, N, heads, d], key and value [B, M, heads, d] -> [B, N, heads, d]."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        from ppssl.models import kernels
+
+        ctx.scale = query.shape[-1] ** -0.5
+        query, key, value = (x.transpose([0, 2, 1, 3]).contiguous() for x in (query, key, value))
+        weights = paddle.matmul(query, key, transpose_y=True)                                  # [B, heads, N, M]
+        kernels.softmax(rows(weights), ctx.scale)
+        ctx.save_for_backward(query, key, value, weights)
+        return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
+
+    @staticmethod
+    def backward(ctx, dy):
+        from ppssl.models import kernels
+
+        query, key, value, weights = ctx.saved_tensor()
+        dy = dy.transpose([0, 2, 1, 3])
+        dvalue = paddle.matmul(weights, dy, transpose_x=True)
+        dlogits = paddle.matmul(dy, value, transpose_y=True)
+        kernels.softmax_grad(rows(weights), rows(dlogits), ctx.scale)
+        dquery, dkey = paddle.matmul(dlogits, key), paddle.matmul(dlogits, query, transpose_x=True)
+        return tuple(x.transpose([0, 2, 1, 3]) for x in (dquery, dkey, dvalue))
+
+
+def gelu(x):
+    """The exact GELU, x * Phi(x), of x [...]."""
+    return _Gelu.apply(x) if has_own(x) else F.gelu(x)
+
+
+def attend(query, key, value):
+    """Scaled dot-product attention: query [B, N, heads, d], key and value [B, M, heads, d] -> [B, N, heads * d]."""
+    if has_own(query):
+        return _Attention.apply(query, key, value).flatten(2)
+    if query.shape[-1] % 8 == 0:                          # flash kernels take no other widths
+        return F.scaled_dot_product_attention(query, key, value).flatten(2)
+    query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
+    weights = F.softmax(paddle.matmul(query * query.shape[-1] ** -0.5, key, transpose_y=True), axis=-1)
+    return paddle.matmul(weights, value).transpose([0, 2, 1, 3]).flatten(2)
+
+
+def linear(x, weight, bias):
+    """x [..., in] @ weight [in, out] + bias [out] or None."""
+    if bias is not None and has_own(x):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -64,13 +149,13 @@ class Linear(nn.Linear):
 
     def forward(self, x, bias=None):
         """bias: [out] tensor that takes the place of the layer's own."""
-        return linear(self, x, self.weight, self.bias if bias is None else bias)
+        return linear(x, self.weight, self.bias if bias is None else bias)
 
 
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last axis."""
 
     def forward(self, x):
-        if trains_on_cpu(self, x):
+        if has_own(x):
             return _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
         return nn.LayerNorm.forward(self, x)              # Paddle 2's tracer knows no bare super()

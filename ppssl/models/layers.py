@@ -2,12 +2,11 @@
 import math
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn import initializer as I
 
 from ppssl.errors import BadRequest
-from ppssl.models.cpu import LayerNorm, Linear
+from ppssl.models.cpu import LayerNorm, Linear, attend, gelu
 
 
 def pair(value) -> tuple[int, int]:
@@ -103,8 +102,7 @@ class Attention(nn.Layer):
         return 2 * x.shape[0] * x.shape[1] ** 2 * self.qkv.weight.shape[0]
 
     def forward(self, x):
-        out = F.scaled_dot_product_attention(*self.split_heads(x))
-        return self.proj(out.flatten(2))
+        return self.proj(attend(*self.split_heads(x)))
 
 
 class Mlp(nn.Layer):
@@ -116,7 +114,7 @@ class Mlp(nn.Layer):
         self.fc2 = Linear(hidden, dim, weight_attr=init)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Layer):

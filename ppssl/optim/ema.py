@@ -1,16 +1,21 @@
 """Exponential moving averages of weights: BootMAE's teacher, BYOL's target, finetuning's --model_ema."""
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import paddle
 
+from ppssl.threads import in_parts, together
 
-@paddle.no_grad()
+
 def follow(averages: Sequence, tensors: Sequence, decay: float) -> None:
     """average = decay * average + (1 - decay) * tensor, in place, pair by pair. Nothing is read from the device."""
-    for average, tensor in zip(averages, tensors, strict=True):
-        average.scale_(decay)                             # on CPU a third of the time of lerp_
-        average.add_(tensor * (1 - decay))
+    def move(pairs: list) -> None:
+        for average, tensor in pairs:
+            average.scale_(decay)                         # on CPU a third of the time of lerp_
+            average.add_(tensor * (1 - decay))
+
+    together([partial(move, pairs) for pairs in in_parts(list(zip(averages, tensors, strict=True)), lambda pair: pair[0])])
 
 
 class WeightAverage:

@@ -2,6 +2,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ppssl.threads import in_parts
+
 
 @dataclass(frozen=True)
 class Group:
@@ -19,6 +21,13 @@ def narrowed(groups: Iterable[Group], keep: Callable[[str], bool]) -> list[Group
     """The groups with the parameters that `keep` takes by name, without those that are empty then."""
     kept = [replace(g, params=tuple((name, p) for name, p in g.params if keep(name))) for g in groups]
     return [g for g in kept if g.params]
+
+
+def divided(groups: Iterable[Group]) -> list[list[Group]]:
+    """The groups, cut into about equal parts for the threads that a step on CPU may use; on GPU one part."""
+    groups = list(groups)
+    parts = in_parts([item for g in groups for item in g.params], lambda item: item[1])
+    return [narrowed(groups, {name for name, _ in part}.__contains__) for part in parts]
 
 
 def trainable(model) -> list[tuple[str, object]]:

@@ -1,6 +1,7 @@
 """Stochastic gradient descent with momentum, all tensors in one fused kernel."""
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import paddle
 from paddle import _C_ops
 
 from ppssl.optim.groups import Group, narrowed
+from ppssl.threads import in_parts, together
 
 
 class Row(NamedTuple):
@@ -40,7 +42,6 @@ class SGD:
         other.groups, other.steps, other._buffers = narrowed(self.groups, keep), 0, {}
         return other
 
-    @paddle.no_grad()
     def step(self, lr: float, weight_decay: float | None = None) -> None:
         """One update at rate lr * group scale; `weight_decay` replaces the groups' own where given."""
         batches: dict[tuple, list[Row]] = {}
@@ -51,7 +52,8 @@ class SGD:
                     key = (lr * group.lr_scale, decay, name in self._buffers)
                     batches.setdefault(key, []).append(Row(name, p))
         for (rate, decay, seen), rows in batches.items():
-            self._update(rows, rate, decay, 1 - self.dampening if seen and self.momentum else 1.0)
+            share = 1 - self.dampening if seen and self.momentum else 1.0
+            together([partial(self._update, part, rate, decay, share) for part in in_parts(rows, lambda row: row.tensor)])
         self.steps += 1
 
     def _update(self, rows: list[Row], rate: float, decay: float, share: float) -> None:

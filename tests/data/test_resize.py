@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ppssl import compiled
 from ppssl.data import kernels
 from ppssl.data.resize import as_pair, centre_crop, resize, resize_shorter, resized_crop, shorter_side_shape
 from ppssl.errors import BadRequest
@@ -98,5 +99,5 @@ def test_kernels_compile_where_no_cache_can_be_written(monkeypatch, error):
             raise error
         return njit(*args, **options)
 
-    monkeypatch.setattr(kernels.nb, "njit", no_cache)
-    assert kernels.compiled("int64(int64)")(lambda n: n + 1)(2) == 3
+    monkeypatch.setattr(compiled.nb, "njit", no_cache)
+    assert compiled.compiled("int64(int64)")(lambda n: n + 1)(2) == 3
