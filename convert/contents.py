@@ -12,6 +12,7 @@ import numpy as np
 from convert.families import SECTIONS
 from convert.formats import Loaded, Refused, load
 from convert.recognise import Network, by_order, families_of, recognise
+from convert.remembered import remembered
 
 RECIPE = "recipe"                                         # in the metadata of safetensors and own files
 RECIPE_TENSOR = "ppssl@@recipe"                           # in a .pdparams, which has no metadata: its bytes as a tensor
@@ -138,7 +139,7 @@ def examine(path: tuple, state: Mapping[str, np.ndarray], loaded: Loaded, model:
             ) -> Section:
     shapes = {key: value.shape for key, value in state.items()}
     try:
-        return Section(path, state, recognise(shapes, loaded.format in ("paddle", "ppssl"), model, hint))
+        return Section(path, state, remembered(recognise, shapes, loaded.format in ("paddle", "ppssl"), model, hint))
     except Refused as refusal:
         network = by_order(shapes) if path and path[-1] in LEGACY_BACKBONES else None
         return Section(path, state, network, "" if network else str(refusal))

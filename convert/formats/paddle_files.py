@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .atomic import Wrote, atomic_write, unheard
-from .dtypes import BFLOAT16, TORCH_STORAGES, require_tensor
+from .dtypes import BFLOAT16, TORCH_STORAGES, in_order, require_tensor
 from .errors import Refused
 from .loaded import Loaded
 from .tree import rebuild
@@ -62,4 +62,4 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         self.wrote(value.nbytes)
         stored = value.view(STORED_BFLOAT16) if value.dtype == BFLOAT16 else value
-        return np.asarray(stored, order="C").__reduce__()
+        return in_order(stored).__reduce__()

@@ -12,13 +12,15 @@ from paddle.autograd import PyLayer
 
 
 def has_own(x) -> bool:
-    """Whether the compiled loops (`ppssl.models.kernels`) can be used on x."""
+    """Whether the compiled loops (`ppssl.cpu_kernels`) can be used on x."""
     return paddle.in_dynamic_mode() and x.place.is_cpu_place() and x.dtype == paddle.float32
 
 
 def vector(x) -> np.ndarray:
-    """The memory of a contiguous float32 CPU tensor, as an array to read and write while the tensor lives."""
-    return np.frombuffer((ctypes.c_float * x.size).from_address(x.data_ptr()), np.float32)
+    """The memory of a contiguous float32 CPU tensor, as an array to read and write. It keeps the tensor alive."""
+    memory = (ctypes.c_float * x.size).from_address(x.data_ptr())
+    memory.owner = x
+    return np.frombuffer(memory, np.float32)
 
 
 def rows(x) -> np.ndarray:
@@ -31,66 +33,73 @@ def column_sums(x):
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).reshape([-1])
 
 
+def training(*tensors) -> list[bool]:
+    """Which inputs of a PyLayer take gradients; Paddle wants None for the others."""
+    return [not tensor.stop_gradient for tensor in tensors]
+
+
 class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
         ctx.save_for_backward(x, weight)
+        ctx.training = training(x, weight, bias)
         y = paddle.matmul(x, weight)
-        kernels.add_to_rows(rows(y), vector(bias))
+        cpu_kernels.add_to_rows(rows(y), vector(bias))
         return y
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensor()
         flat, dflat = x.reshape([-1, x.shape[-1]]), dy.reshape([-1, dy.shape[-1]])
-        dx = None if x.stop_gradient else paddle.matmul(dy, weight, transpose_y=True)
-        if weight.stop_gradient:
-            return dx, None, None
-        return dx, paddle.matmul(flat, dflat, transpose_x=True), column_sums(dflat)
+        x_trains, weight_trains, bias_trains = ctx.training
+        return (paddle.matmul(dy, weight, transpose_y=True) if x_trains else None,
+                paddle.matmul(flat, dflat, transpose_x=True) if weight_trains else None,
+                column_sums(dflat) if bias_trains else None)
 
 
 class _LayerNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
+        ctx.training = training(x, weight, bias)
         x = x.contiguous()
         y, mean, inv_std = paddle.empty_like(x), *(paddle.empty(x.shape[:-1]) for _ in range(2))
-        kernels.layer_norm(rows(x), vector(weight), vector(bias), eps, rows(y), vector(mean), vector(inv_std))
+        cpu_kernels.layer_norm(rows(x), vector(weight), vector(bias), eps, rows(y), vector(mean), vector(inv_std))
         ctx.save_for_backward(x, weight, mean, inv_std)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
         x, weight, mean, inv_std = ctx.saved_tensor()
         dy = dy.contiguous()
         dx, dweight, dbias = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
-        kernels.layer_norm_grad(rows(x), vector(weight), vector(mean), vector(inv_std), rows(dy), rows(dx), vector(dweight), vector(dbias))
-        return dx, dweight, dbias
+        cpu_kernels.layer_norm_grad(rows(x), vector(weight), vector(mean), vector(inv_std), rows(dy), rows(dx), vector(dweight), vector(dbias))
+        return tuple(d if trains else None for d, trains in zip((dx, dweight, dbias), ctx.training))
 
 
 class _Gelu(PyLayer):
     @staticmethod
     def forward(ctx, x):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
         x = x.contiguous()
         y = paddle.empty_like(x)
-        kernels.gelu(vector(x), vector(y))
+        cpu_kernels.gelu(vector(x), vector(y))
         ctx.save_for_backward(x)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
         (x,), dy = ctx.saved_tensor(), dy.contiguous()
         dx = paddle.empty_like(x)
-        kernels.gelu_grad(vector(x), vector(dy), vector(dx))
+        cpu_kernels.gelu_grad(vector(x), vector(dy), vector(dx))
         return dx
 
 
@@ -99,26 +108,26 @@ class _Attention(PyLayer):
 
     @staticmethod
     def forward(ctx, query, key, value):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
-        ctx.scale = query.shape[-1] ** -0.5
+        ctx.training, ctx.scale = training(query, key, value), query.shape[-1] ** -0.5
         query, key, value = (x.transpose([0, 2, 1, 3]).contiguous() for x in (query, key, value))
         weights = paddle.matmul(query, key, transpose_y=True)                                  # [B, heads, N, M]
-        kernels.softmax(rows(weights), ctx.scale)
+        cpu_kernels.softmax(rows(weights), ctx.scale)
         ctx.save_for_backward(query, key, value, weights)
         return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
 
     @staticmethod
     def backward(ctx, dy):
-        from ppssl.models import kernels
+        from ppssl import cpu_kernels
 
         query, key, value, weights = ctx.saved_tensor()
         dy = dy.transpose([0, 2, 1, 3])
         dvalue = paddle.matmul(weights, dy, transpose_x=True)
         dlogits = paddle.matmul(dy, value, transpose_y=True)
-        kernels.softmax_grad(rows(weights), rows(dlogits), ctx.scale)
+        cpu_kernels.softmax_grad(rows(weights), rows(dlogits), ctx.scale)
         dquery, dkey = paddle.matmul(dlogits, key), paddle.matmul(dlogits, query, transpose_x=True)
-        return tuple(x.transpose([0, 2, 1, 3]) for x in (dquery, dkey, dvalue))
+        return tuple(d.transpose([0, 2, 1, 3]) if trains else None for d, trains in zip((dquery, dkey, dvalue), ctx.training))
 
 
 def gelu(x):

@@ -1,0 +1,49 @@
+"""Work divided over this rank's threads."""
+import threading
+
+import paddle
+import pytest
+
+from ppssl import threads
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 2)
+
+
+def test_jobs_run_in_several_threads_and_all_are_done_on_return():
+    ran, meeting = [], threading.Barrier(2, timeout=30)
+
+    def job():
+        meeting.wait()                                    # both have to be running
+        ran.append(threading.get_ident())
+    threads.together([job, job])
+    assert len(set(ran)) == 2
+
+
+def test_gradients_are_off_inside_and_as_they_were_outside():
+    seen = []
+    for _ in range(20):
+        threads.together([lambda: seen.append(paddle.is_grad_enabled())] * 2)
+        with paddle.no_grad():
+            threads.together([lambda: seen.append(paddle.is_grad_enabled())] * 2)
+            assert not paddle.is_grad_enabled()
+        assert paddle.is_grad_enabled()
+    assert not any(seen) and len(seen) == 80
+
+
+def test_what_a_job_raises_is_raised_here():
+    def fail():
+        raise ValueError("no")
+    for jobs in ([fail, lambda: None], [lambda: None, fail]):
+        with pytest.raises(ValueError, match="no"):
+            threads.together(jobs)
+
+
+def test_parts_are_about_equal_and_hold_everything_once():
+    tensors = [paddle.zeros([n]) for n in (10, 900, 30, 500, 450, 5)]
+    parts = threads.in_parts(tensors, lambda t: t)
+    assert sorted(t.shape[0] for part in parts for t in part) == [5, 10, 30, 450, 500, 900]
+    assert [sum(t.size for t in part) for part in parts] in ([945, 950], [950, 945])
+    assert len(threads.in_parts(tensors[:1], lambda t: t)) == 1
