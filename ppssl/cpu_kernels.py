@@ -104,6 +104,13 @@ def softmax_grad(y, dy, scale):
             drow[j] = row[j] * (drow[j] - along) * scale
 
 
+@compiled(nb.void(VECTOR, VECTOR, f32, f32), **FAST)
+def blend(x, other, share, other_share):
+    """x = share * x + other_share * other."""
+    for i in range(x.size):
+        x[i] = share * x[i] + other_share * other[i]
+
+
 @compiled(nb.void(ROWS, VECTOR), **FAST)
 def add_to_rows(x, bias):
     for row in x:

@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8     # glibc malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3               # glibc malloc.h
 VARIABLES = ("MKL_DEBUG_CPU_TYPE", "MKL_NUM_THREADS", "MKL_DYNAMIC", "GLOG_minloglevel")      # that `prepare` sets
 
 
@@ -31,7 +31,7 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning them to the kernel, for whatever thread needs one next.
+    """Let glibc keep large freed blocks instead of returning them to the kernel.
 
     Every activation is a block of its own: mapping and clearing it anew in each step takes about a seventh of the step.
     """
@@ -39,7 +39,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
-        libc.mallopt(M_ARENA_MAX, 1)
 
 
 def is_amd() -> bool:

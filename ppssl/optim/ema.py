@@ -5,6 +5,7 @@ from functools import partial
 
 import paddle
 
+from ppssl.models.cpu import has_own, vector
 from ppssl.threads import in_parts, together
 
 
@@ -12,8 +13,13 @@ def follow(averages: Sequence, tensors: Sequence, decay: float) -> None:
     """average = decay * average + (1 - decay) * tensor, in place, pair by pair. Nothing is read from the device."""
     def move(pairs: list) -> None:
         for average, tensor in pairs:
-            average.scale_(decay)                         # on CPU a third of the time of lerp_
-            average.add_(tensor * (1 - decay))
+            if has_own(average) and tensor.is_contiguous():
+                from ppssl import cpu_kernels
+
+                cpu_kernels.blend(vector(average), vector(tensor), decay, 1 - decay)
+            else:
+                average.scale_(decay)
+                average.add_(tensor * (1 - decay))
 
     together([partial(move, pairs) for pairs in in_parts(list(zip(averages, tensors, strict=True)), lambda pair: pair[0])])
 
