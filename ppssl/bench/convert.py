@@ -40,10 +40,9 @@ measured(work)
 CONVERT = MEMORY + """
 import ppssl
 from convert.__main__ import main
-if sys.argv[1] == "to-paddle":
-    import paddle
 measured(lambda: main(sys.argv[1:]))
 """
+ANEW = "import os, ppssl, paddle; os.environ['XDG_CACHE_HOME'] = os.devnull" + CONVERT        # no network is remembered
 IMPORTS = "import ppssl, paddle; print(0)"
 
 
@@ -57,11 +56,12 @@ def run(repeats: int, model: str) -> list[dict]:
         sides = {
             "imports": [sys.executable, "-c", IMPORTS],
             "copy": [sys.executable, "-c", COPY, official, folder / "one", folder / "two"],
+            "to-paddle, the first of its kind": [sys.executable, "-c", ANEW, "to-paddle", official, "-o", paddle, "--overwrite"],
             "to-paddle": [*convert, "to-paddle", official, "-o", paddle, "--overwrite"],
             "to-torch": [*convert, "to-torch", paddle, "-o", back, "--overwrite"],
         }
         times, cpu, peaks = take_turns(sides, repeats)
-    return [row(direction, model, times, cpu, peaks[direction], tensors) for direction in ("to-paddle", "to-torch")]
+    return [row(direction, model, times, cpu, peaks[direction], tensors) for direction in sides if direction.startswith("to-")]
 
 
 def write_official(path: Path, model: str) -> int:
@@ -112,7 +112,7 @@ def processor_seconds() -> float:
 
 
 def row(direction: str, model: str, times: dict[str, list], cpu: dict[str, list], peak: float, tensors: int) -> dict:
-    """Medians over the rounds. ratio: to the copy of the same round; imports_ms: of Paddle, a part of to-paddle alone."""
+    """Medians over the rounds. ratio: to the copy of the same round; imports_ms: of Paddle, a part of the first to-paddle alone."""
     ours, peer = times[direction], times["copy"]
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     mib = tensors / 2 ** 20
