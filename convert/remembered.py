@@ -6,7 +6,6 @@ that cannot be read or written is done without.
 import ast
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
@@ -16,18 +15,20 @@ from convert.families import FAMILIES, NAMINGS
 from convert.formats import Refused, atomic_write
 from convert.recognise import Network
 from convert.sizes import Shapes
+from ppssl.cache import cache_folder
 
 LARGEST = 10_000_000                                      # bytes of an entry
 
 
 def remembered(recognise: Callable[..., Network], shapes: Shapes, *options) -> Network:
     """recognise(shapes, *options), looked up where it has succeeded before. Raises what it raises."""
-    place = entry_of(shapes, options)
-    with contextlib.suppress(OSError, LookupError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
+    with contextlib.suppress(OSError, LookupError, TypeError, ValueError, SyntaxError, MemoryError, RuntimeError):
+        place = entry_of(shapes, options)
         if place.stat().st_size <= LARGEST:
             return from_text(place.read_text())
     network = recognise(shapes, *options)
-    with contextlib.suppress(OSError, Refused):
+    with contextlib.suppress(OSError, Refused, RuntimeError):
+        place = entry_of(shapes, options)
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(place, overwrite=True) as file:
             file.write(to_text(network).encode())
@@ -35,8 +36,7 @@ def remembered(recognise: Callable[..., Network], shapes: Shapes, *options) -> N
 
 
 def entry_of(shapes: Shapes, options: tuple) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppssl" / "networks"
-    return folder / hashlib.sha256(repr((code(), list(shapes.items()), options)).encode()).hexdigest()
+    return cache_folder() / "networks" / hashlib.sha256(repr((code(), list(shapes.items()), options)).encode()).hexdigest()
 
 
 @cache

@@ -34,8 +34,9 @@ def without_gradients(job: Callable[[], None]) -> None:
 
 def in_parts(items: Sequence, tensor: Callable) -> list[list]:
     """Items cut into parts for `together`, of about equal elements in tensor(item): on CPU one for each thread, else one."""
-    on_cpu = all(tensor(item).place.is_cpu_place() for item in items)
-    owners = shares({i: tensor(item).size for i, item in enumerate(items)}, count() if on_cpu else 1)
+    if count() == 1 or not items or not tensor(items[0]).place.is_cpu_place():
+        return [list(items)]
+    owners = shares({i: tensor(item).size for i, item in enumerate(items)}, count())
     return [[items[i] for i in owners if owners[i] == part] for part in sorted(set(owners.values()))]
 
 

@@ -46,4 +46,11 @@ def test_parts_are_about_equal_and_hold_everything_once():
     parts = threads.in_parts(tensors, lambda t: t)
     assert sorted(t.shape[0] for part in parts for t in part) == [5, 10, 30, 450, 500, 900]
     assert [sum(t.size for t in part) for part in parts] in ([945, 950], [950, 945])
-    assert len(threads.in_parts(tensors[:1], lambda t: t)) == 1
+    assert len(threads.in_parts(tensors[:1], lambda t: t)) == 1 and threads.in_parts([], lambda t: t) == [[]]
+
+
+def test_one_thread_takes_everything_in_its_order(monkeypatch):
+    monkeypatch.setattr(threads, "count", lambda: 1)
+    tensors = [paddle.zeros([n]) for n in (10, 900, 30)]
+    [part] = threads.in_parts(tensors, lambda t: t)
+    assert [t.size for t in part] == [10, 900, 30]

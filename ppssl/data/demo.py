@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppssl.cache import cache_folder
 from ppssl.errors import BadRequest
 
 VAL_SHARE = 5                                             # every fifth digit is for evaluation
@@ -12,8 +13,7 @@ VAL_SHARE = 5                                             # every fifth digit is
 
 def demo_folder() -> Path:
     """The folder with train/ and val/ (10 classes, 4,000 and 1,000 PNG files of 28 x 28), unpacked on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppssl"
-    folder = cache / "digits"
+    folder = cache_folder() / "digits"
     if not folder.exists():
         unpack(folder)
     return folder

@@ -55,6 +55,16 @@ def test_an_entry_that_is_no_network_is_replaced(own, content):
     assert found == recognise(shapes) and remembered(never, shapes, *options) == found
 
 
+def test_a_user_without_a_home_folder_goes_without(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 987654)
+    shapes = shapes_of("classifier", "resnet_tiny")
+    with pytest.raises(RuntimeError):
+        entry_of(shapes, ())
+    assert remembered(recognise, shapes, False, None, None) == recognise(shapes)
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(own):
     (own / "ppssl").write_text("a file where the folder should be")
     shapes = shapes_of("classifier", "resnet_tiny")

@@ -81,6 +81,8 @@ class Requests:
         decided = [k for k in one if one[k].dtype.kind == "f" and not k.endswith(UNDECIDED)]
         moments = [k for k in decided if k.startswith("optimizer.mom")]
         assert max(np.abs(one[k] - two[k]).max() / np.abs(one[k]).max() for k in moments) < 5e-5
+        # a unit in the last place of a second moment of size 9 is 1e-6: above 1 the bound on moments is relative
+        assert max(np.abs(one[k] - two[k]).mean() / max(1.0, np.abs(one[k]).max()) for k in moments) < 1e-6
         # single weights with next to no gradient move by the sign of rounding noise, by up to a learning rate
-        assert max(np.abs(one[k] - two[k]).mean() / max(1.0, np.abs(one[k]).max()) for k in decided) < 1e-6
+        assert max(np.abs(one[k] - two[k]).mean() for k in set(decided) - set(moments)) < 1e-6
         assert max(np.abs(one[k] - two[k]).max() for k in decided) < 2e-4

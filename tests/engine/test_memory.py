@@ -5,8 +5,8 @@ import pytest
 from ppssl import cli, dist
 from ppssl.engine.recompute import recompute_blocks
 from ppssl.engine.sharding import Sharded
-from ppssl.threads import shares
 from ppssl.errors import BadRequest
+from ppssl.threads import shares
 from tests.engine.every_method import Requests
 from tests.engine.tiny import Batches, method, model, weights
 from tests.pictures import image_folder
