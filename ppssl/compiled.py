@@ -1,6 +1,8 @@
 """Loops that numba compiles. Import this, and what uses it, where it is first needed: numba alone takes half a second."""
 import numba as nb
 
+FAST = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}          # NaN and infinity stay what they are
+
 
 def compiled(signature, **options):
     """Compile now for one signature, without the interpreter lock, cached on disk where a cache can be written.

@@ -8,11 +8,11 @@ import math
 import numba as nb
 import numpy as np
 
-from ppssl.compiled import compiled
+from ppssl.compiled import FAST, compiled
 
 f32 = nb.float32
-ROWS, VECTOR = f32[:, ::1], f32[::1]
-FAST = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}          # NaN and infinity stay what they are
+MAPS, ROWS, VECTOR = f32[:, :, ::1], f32[:, ::1], f32[::1]
+INDEX = nb.int64
 
 LOG2_E = f32(math.log2(math.e))
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)    # together ln 2
@@ -136,10 +136,11 @@ def layer_norm(x, weight, bias, eps, y, mean, inv_std):
         mean[i], inv_std[i] = m, s
 
 
-@compiled(nb.void(ROWS, VECTOR, VECTOR, VECTOR, ROWS, ROWS, VECTOR, VECTOR), **FAST)
-def layer_norm_grad(x, weight, mean, inv_std, dy, dx, dweight, dbias):
-    """Sums over rows are taken in float64."""
-    along_rows, rows = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+@compiled(nb.float64[:, ::1](ROWS, VECTOR, VECTOR, VECTOR, ROWS, ROWS), **FAST)
+def layer_norm_grad(x, weight, mean, inv_std, dy, dx):
+    """Fills dx; returns the gradients of weight and bias, [2, N]."""
+    sums = np.zeros((2, x.shape[1]))
+    along_rows, rows = sums[0], sums[1]
     for i in range(x.shape[0]):
         row, drow, out, m, s = x[i], dy[i], dx[i], mean[i], inv_std[i]
         first, second = f32(0.0), f32(0.0)
@@ -152,4 +153,75 @@ def layer_norm_grad(x, weight, mean, inv_std, dy, dx, dweight, dbias):
         first, second = first / f32(row.size), second / f32(row.size)
         for j in range(row.size):
             out[j] = (drow[j] * weight[j] - first - (row[j] - m) * s * second) * s
-    dweight[:], dbias[:] = along_rows, rows
+    return sums
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, INDEX, INDEX), **FAST)
+def moments(x, mean, squares, first, last):
+    """Of the channels [first, last) of x [B, C, P]: the mean and the sum of squared distances from it."""
+    for c in range(first, last):
+        m, total = 0.0, 0.0
+        for b in range(x.shape[0]):                       # Chan, Golub and LeVeque: statistics of one map join those of the maps before
+            row = x[b, c]
+            sum_ = f32(0.0)
+            for j in range(row.size):
+                sum_ += row[j]
+            own = sum_ / f32(row.size)
+            spread = f32(0.0)
+            for j in range(row.size):
+                spread += (row[j] - own) * (row[j] - own)
+            step = own - m
+            m += step / (b + 1)
+            total += spread + step * step * row.size * b / (b + 1)
+        mean[c], squares[c] = m, total
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, VECTOR, VECTOR, MAPS, f32, MAPS, INDEX, INDEX), **FAST)
+def batch_norm(x, mean, inv_std, weight, bias, shortcut, lowest, y, first, last):
+    """y = max(lowest, normalised x + shortcut), the shortcut unless it is empty, of the channels [first, last) of [B, C, P]."""
+    for b in range(x.shape[0]):
+        for c in range(first, last):
+            row, out, m, s, shift = x[b, c], y[b, c], mean[c], inv_std[c] * weight[c], bias[c]
+            if shortcut.size:
+                add = shortcut[b, c]
+                for j in range(row.size):
+                    value = (row[j] - m) * s + shift + add[j]
+                    out[j] = lowest if value < lowest else value
+            else:
+                for j in range(row.size):
+                    value = (row[j] - m) * s + shift
+                    out[j] = lowest if value < lowest else value
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, MAPS, f32, MAPS, VECTOR, VECTOR, INDEX, INDEX), **FAST)
+def batch_norm_sums(x, mean, inv_std, y, lowest, dy, along, across, first, last):
+    """Sums over the channels [first, last) of dy where y > lowest, and of its products with the normalised x."""
+    for c in range(first, last):
+        m, s = mean[c], inv_std[c]
+        total, product = 0.0, 0.0
+        for b in range(x.shape[0]):
+            row, out, drow = x[b, c], y[b, c], dy[b, c]
+            own, own_product = f32(0.0), f32(0.0)
+            for j in range(row.size):
+                d = f32(0.0) if out[j] <= lowest else drow[j]
+                own += d
+                own_product += d * (row[j] - m) * s
+            total += own
+            product += own_product
+        along[c], across[c] = total, product
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, VECTOR, MAPS, f32, MAPS, VECTOR, VECTOR, MAPS, MAPS, INDEX, INDEX), **FAST)
+def batch_norm_grad(x, mean, inv_std, weight, y, lowest, dy, along, across, dx, dshortcut, first, last):
+    """dx, and dshortcut unless it is empty; along, across: the means of what `batch_norm_sums` adds up."""
+    for b in range(x.shape[0]):
+        for c in range(first, last):
+            row, out, drow, into, m, s, w, first_mean, second_mean = (x[b, c], y[b, c], dy[b, c], dx[b, c], mean[c], inv_std[c],
+                                                                      inv_std[c] * weight[c], along[c], across[c])
+            for j in range(row.size):
+                d = f32(0.0) if out[j] <= lowest else drow[j]
+                into[j] = (d - first_mean - (row[j] - m) * s * second_mean) * w
+            if dshortcut.size:
+                into = dshortcut[b, c]
+                for j in range(row.size):
+                    into[j] = f32(0.0) if out[j] <= lowest else drow[j]

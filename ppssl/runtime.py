@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import warnings
+import zlib  # noqa: F401 - Paddle 2.6 has a zlib of its own under the same names, with which Python's (scipy's, numba's) crashes if it comes later
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3               # glibc malloc.h
 VARIABLES = ("MKL_DEBUG_CPU_TYPE", "MKL_NUM_THREADS", "MKL_DYNAMIC", "GLOG_minloglevel")      # that `prepare` sets

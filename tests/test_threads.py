@@ -54,3 +54,28 @@ def test_one_thread_takes_everything_in_its_order(monkeypatch):
     tensors = [paddle.zeros([n]) for n in (10, 900, 30)]
     [part] = threads.in_parts(tensors, lambda t: t)
     assert [t.size for t in part] == [10, 900, 30]
+
+
+def test_results_come_in_order_and_parts_cover_the_range(monkeypatch):
+    monkeypatch.setattr(threads, "SMALL", 0)
+    for length in (0, 1, 2, 3, 7):
+        parts = threads.over(length, 100, lambda first, last: list(range(first, last)))
+        assert sum(parts, []) == list(range(length)) and len(parts) == min(2, length)
+    assert threads.at_once([lambda i=i: i for i in range(9)]) == list(range(9))
+
+
+def test_what_is_small_is_not_divided():
+    assert len(threads.over(10, threads.SMALL, lambda first, last: None)) == 1
+    assert len(threads.over(10, threads.SMALL + 1, lambda first, last: None)) == 2
+
+
+def test_jobs_inside_a_job_run_one_after_another():
+    inner = threads.at_once([lambda: threads.at_once([threading.get_ident] * 2)] * 2)
+    assert all(a == b for a, b in inner)
+
+
+def test_without_openmp_jobs_run_one_after_another(monkeypatch):
+    monkeypatch.setattr(threads, "library", lambda name: None)
+    assert threads.at_once([threading.get_ident] * 2) == [threading.get_ident()] * 2
+    with pytest.raises(ZeroDivisionError):
+        threads.at_once([lambda: 1 / 0, lambda: None])

@@ -155,3 +155,12 @@ def shift_hue(pixels, shift, out):
         else:
             hue = (hue + shift) & 255
             out[n, 0], out[n, 1], out[n, 2] = from_hsv(sector[hue], fraction[hue], unit[saturation], high)
+
+
+@compiled(nb.void(u8[:, :, ::1], f32[:, ::1], f32[:, :, ::1]))
+def lookup(images, levels, out):
+    """images [B, N, C], levels [256, C] -> out [B, C, N], each value replaced by its channel's level."""
+    for b in range(images.shape[0]):
+        for c in range(images.shape[2]):
+            for i in range(images.shape[1]):
+                out[b, c, i] = levels[images[b, i, c], c]

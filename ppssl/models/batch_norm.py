@@ -1,54 +1,84 @@
 """Batch normalisation with PyTorch's running statistics, its batch statistics taken over all ranks.
 
 Paddle's own running variance is biased on CPU, and its synchronised kernel exists on GPU only. So its kernels are used
-for what they put out and the running statistics are kept here; several ranks on CPU have a layer of their own.
+for what they put out on GPU, compiled loops on CPU, and the running statistics are kept here.
 """
+import math
+from functools import partial
+
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import _C_ops, nn
 from paddle.autograd import PyLayer
 
+from ppssl.arrays import has_own, rows, vector
 from ppssl.dist import sum_over_ranks, world
-from ppssl.models.cpu import column_sums
+from ppssl.models.cpu import training
+from ppssl.threads import over
 
 
-def channel_sums(x):
-    """[B, C, ...] -> [C]."""
-    return column_sums(x.flatten(2).sum(-1) if x.ndim > 2 else x)
+def maps(x) -> np.ndarray:
+    """x [B, C, ...] as an array [B, C, P]; an empty one for None."""
+    return np.empty((0, 0, 0), np.float32) if x is None else vector(x).reshape(*x.shape[:2], -1)
 
 
-class _NormalizeOverRanks(PyLayer):
-    """x [B, C, ...] over the equal batches of all ranks -> y, mean [C], 1 / sqrt(biased variance + eps) [C]."""
+class _Normalize(PyLayer):
+    """What `normalize` says, in two passes over x forward and two backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps):
-        shape = ctx.shape = [1, -1] + [1] * (x.ndim - 2)
-        count = ctx.count = x.size // x.shape[1] * world()
-        mean = sum_over_ranks(channel_sums(x)) / count
-        centred = x - mean.reshape(shape)
-        variance = sum_over_ranks(channel_sums(centred.square())) / count      # a second pass: no cancellation
-        inv_std = paddle.rsqrt(variance + eps)
-        normed = centred * inv_std.reshape(shape)
-        ctx.save_for_backward(normed, inv_std, weight)
-        return normed * weight.reshape(shape) + bias.reshape(shape), mean, inv_std
+    def forward(ctx, x, weight, bias, eps, shortcut, relu):
+        from ppssl import cpu_kernels
+
+        ctx.training = training(x, weight, bias, *([] if shortcut is None else [shortcut]))
+        x, channels = x.contiguous(), x.shape[1]
+        count = x.size // channels
+        ctx.lowest, ctx.count = 0.0 if relu else -math.inf, count * world()
+        mean, squares, y = paddle.empty([channels]), paddle.empty([channels]), paddle.empty_like(x)
+        own, out, means, add = maps(x), maps(y), vector(mean), maps(None if shortcut is None else shortcut.contiguous())
+        over(channels, own.size, partial(cpu_kernels.moments, own, means, vector(squares)))
+        if world() > 1:
+            apart = mean.clone()
+            mean.copy_(sum_over_ranks(mean) / world(), True)
+            sum_over_ranks(squares.add_(count * (apart - mean).square()))
+        inv_std = paddle.rsqrt(squares / ctx.count + eps)
+        over(channels, own.size, partial(cpu_kernels.batch_norm, own, means, vector(inv_std), vector(weight), vector(bias), add, ctx.lowest, out))
+        ctx.save_for_backward(x, y.detach() if relu else x, mean.detach(), inv_std.detach(), weight)          # outputs themselves would make a cycle
+        return y, mean, inv_std
 
     @staticmethod
     def backward(ctx, dy, _mean, _inv_std):
-        normed, inv_std, weight = ctx.saved_tensor()
-        own = paddle.stack([channel_sums(dy), channel_sums(dy * normed)])      # this rank's: they are averaged elsewhere
-        along, across = (s.reshape(ctx.shape) for s in (sum_over_ranks(own.clone()) / ctx.count).unbind(0))
-        dx = (dy - along - normed * across) * (inv_std * weight).reshape(ctx.shape)
-        return dx, own[1], own[0]
+        from ppssl import cpu_kernels
+
+        x, y, mean, inv_std, weight = ctx.saved_tensor()
+        dy = dy.contiguous()
+        sums, dx = paddle.empty([2, weight.shape[0]]), paddle.empty_like(x)
+        dshortcut = paddle.empty_like(x) if len(ctx.training) == 4 else None
+        channels, given, out, along = weight.shape[0], (maps(x), vector(mean), vector(inv_std)), maps(y), maps(dy)
+        over(channels, x.size, partial(cpu_kernels.batch_norm_sums, *given, out, ctx.lowest, along, *rows(sums)))
+        means = sum_over_ranks(sums.clone()) / ctx.count  # the gradients stay this rank's: they are averaged elsewhere
+        over(channels, x.size, partial(cpu_kernels.batch_norm_grad, *given, vector(weight), out, ctx.lowest, along, *rows(means), maps(dx),
+                                       maps(dshortcut)))
+        return tuple(d if trains else None for d, trains in zip((dx, sums[1], sums[0], dshortcut), ctx.training))
 
 
-def normalize(x, weight, bias, eps: float):
-    """x [B, C, ...] -> y, and of the batches of all ranks the mean [C] and 1 / sqrt(biased variance + eps) [C]."""
-    if world() > 1 and x.place.is_cpu_place():
-        return _NormalizeOverRanks.apply(x, weight, bias, eps)
+def normalize(x, weight, bias, eps: float, shortcut, relu: bool):
+    """x [B, C, ...] -> y, and of the equal batches of all ranks the mean [C] and 1 / sqrt(biased variance + eps) [C].
+
+    shortcut: [B, C, ...] that is added to the normalised x, or None; relu: what is negative then becomes 0.
+    """
+    if has_own(x):
+        return _Normalize.apply(x, weight, bias, eps, shortcut, relu)
     kernel = _C_ops.sync_batch_norm_ if world() > 1 else _C_ops.batch_norm
     unused = paddle.zeros_like(weight), paddle.ones_like(weight)               # the kernel's own running statistics
     y, _, _, mean, inv_std, _ = kernel(x, *unused, weight, bias, False, 0.9, eps, "NCHW", False, False)
-    return y, mean, inv_std
+    return activated(y, shortcut, relu), mean, inv_std
+
+
+def activated(y, shortcut, relu: bool):
+    """What may follow the normalisation in a residual block."""
+    y = y if shortcut is None else y + shortcut
+    return F.relu(y) if relu else y
 
 
 class BatchNorm(nn.Layer):
@@ -68,12 +98,22 @@ class BatchNorm(nn.Layer):
         self.register_buffer("running_var", paddle.ones([dim]))
         self.register_buffer("num_batches_tracked", paddle.zeros([], "int64"))
 
+    def scale_and_shift(self) -> tuple:
+        """[C] each."""
+        mean = self.running_mean
+        return (self.weight, self.bias) if self.affine else (paddle.ones_like(mean), paddle.zeros_like(mean))
+
     def forward(self, x):
-        mean, var = self.running_mean, self.running_var
-        weight, bias = (self.weight, self.bias) if self.affine else (paddle.ones_like(mean), paddle.zeros_like(mean))
-        if not self.training:
-            return F.batch_norm(x, mean, var, weight, bias, epsilon=self.eps)
-        y, mean, inv_std = normalize(x, weight, bias, self.eps)
+        if self.training:
+            return self._train(x, None, relu=False)
+        return F.batch_norm(x, self.running_mean, self.running_var, *self.scale_and_shift(), epsilon=self.eps)
+
+    def then_relu(self, x, shortcut=None):
+        """relu(self(x) + shortcut). While training it is one operation, to which forward hooks are not called."""
+        return self._train(x, shortcut, relu=True) if self.training else activated(self(x), shortcut, relu=True)
+
+    def _train(self, x, shortcut, relu: bool):
+        y, mean, inv_std = normalize(x, *self.scale_and_shift(), self.eps, shortcut, relu)
         self._track(mean, inv_std, x.size // x.shape[1] * world())
         return y
 
@@ -81,6 +121,5 @@ class BatchNorm(nn.Layer):
     def _track(self, mean, inv_std, count: int) -> None:
         unbiased = (1 / inv_std.square() - self.eps) * (count / max(count - 1, 1))
         for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            step = paddle.where(paddle.isfinite(new), new - buffer, paddle.zeros_like(buffer))
-            buffer.add_(step * self.momentum)
+            buffer.add_((paddle.where(paddle.isfinite(new), new, buffer) - buffer).scale_(self.momentum))
         self.num_batches_tracked.add_(paddle.ones_like(self.num_batches_tracked))

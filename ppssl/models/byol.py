@@ -23,7 +23,7 @@ class MLP(nn.Layer):
         self.l2 = Linear(hidden_dim, out_dim, weight_attr=second, bias_attr=second)
 
     def forward(self, x):
-        return self.l2(F.relu(self.bn1(self.l1(x))))
+        return self.l2(self.bn1.then_relu(self.l1(x)))
 
 
 class EncoderwithProjection(nn.Layer):

@@ -2,30 +2,13 @@
 
 On GPU, in a program that is being traced for export, and for other types than float32, Paddle's own kernels are used.
 """
-import ctypes
-
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.autograd import PyLayer
 
-
-def has_own(x) -> bool:
-    """Whether the compiled loops (`ppssl.cpu_kernels`) can be used on x."""
-    return paddle.in_dynamic_mode() and x.place.is_cpu_place() and x.dtype == paddle.float32
-
-
-def vector(x) -> np.ndarray:
-    """The memory of a contiguous float32 CPU tensor, as an array to read and write. It keeps the tensor alive."""
-    memory = (ctypes.c_float * x.size).from_address(x.data_ptr())
-    memory.owner = x
-    return np.frombuffer(memory, np.float32)
-
-
-def rows(x) -> np.ndarray:
-    """`vector` as [M, last axis]."""
-    return vector(x).reshape(-1, x.shape[-1])
+from ppssl.arrays import has_own, rows, vector
+from ppssl.threads import over
 
 
 def column_sums(x):
@@ -46,7 +29,8 @@ class _Linear(PyLayer):
         ctx.save_for_backward(x, weight)
         ctx.training = training(x, weight, bias)
         y = paddle.matmul(x, weight)
-        cpu_kernels.add_to_rows(rows(y), vector(bias))
+        out, add = rows(y), vector(bias)
+        over(len(out), out.size, lambda i, j: cpu_kernels.add_to_rows(out[i:j], add))
         return y
 
     @staticmethod
@@ -67,7 +51,8 @@ class _LayerNorm(PyLayer):
         ctx.training = training(x, weight, bias)
         x = x.contiguous()
         y, mean, inv_std = paddle.empty_like(x), *(paddle.empty(x.shape[:-1]) for _ in range(2))
-        cpu_kernels.layer_norm(rows(x), vector(weight), vector(bias), eps, rows(y), vector(mean), vector(inv_std))
+        own, out, m, s, w, b = rows(x), rows(y), vector(mean), vector(inv_std), vector(weight), vector(bias)
+        over(len(own), own.size, lambda i, j: cpu_kernels.layer_norm(own[i:j], w, b, eps, out[i:j], m[i:j], s[i:j]))
         ctx.save_for_backward(x, weight, mean, inv_std)
         return y
 
@@ -78,7 +63,9 @@ class _LayerNorm(PyLayer):
         x, weight, mean, inv_std = ctx.saved_tensor()
         dy = dy.contiguous()
         dx, dweight, dbias = paddle.empty_like(x), paddle.empty_like(weight), paddle.empty_like(weight)
-        cpu_kernels.layer_norm_grad(rows(x), vector(weight), vector(mean), vector(inv_std), rows(dy), rows(dx), vector(dweight), vector(dbias))
+        own, along, out, m, s, w = rows(x), rows(dy), rows(dx), vector(mean), vector(inv_std), vector(weight)
+        sums = over(len(own), own.size, lambda i, j: cpu_kernels.layer_norm_grad(own[i:j], w, m[i:j], s[i:j], along[i:j], out[i:j]))
+        vector(dweight)[:], vector(dbias)[:] = sum(sums)
         return tuple(d if trains else None for d, trains in zip((dx, dweight, dbias), ctx.training))
 
 
@@ -89,7 +76,8 @@ class _Gelu(PyLayer):
 
         x = x.contiguous()
         y = paddle.empty_like(x)
-        cpu_kernels.gelu(vector(x), vector(y))
+        own, out = vector(x), vector(y)
+        over(own.size, own.size, lambda i, j: cpu_kernels.gelu(own[i:j], out[i:j]))
         ctx.save_for_backward(x)
         return y
 
@@ -99,7 +87,8 @@ class _Gelu(PyLayer):
 
         (x,), dy = ctx.saved_tensor(), dy.contiguous()
         dx = paddle.empty_like(x)
-        cpu_kernels.gelu_grad(vector(x), vector(dy), vector(dx))
+        own, along, out = vector(x), vector(dy), vector(dx)
+        over(own.size, own.size, lambda i, j: cpu_kernels.gelu_grad(own[i:j], along[i:j], out[i:j]))
         return dx
 
 
@@ -113,7 +102,8 @@ class _Attention(PyLayer):
         ctx.training, ctx.scale = training(query, key, value), query.shape[-1] ** -0.5
         query, key, value = (x.transpose([0, 2, 1, 3]).contiguous() for x in (query, key, value))
         weights = paddle.matmul(query, key, transpose_y=True)                                  # [B, heads, N, M]
-        cpu_kernels.softmax(rows(weights), ctx.scale)
+        own = rows(weights)
+        over(len(own), own.size, lambda i, j: cpu_kernels.softmax(own[i:j], ctx.scale))
         ctx.save_for_backward(query, key, value, weights)
         return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
 
@@ -125,7 +115,8 @@ class _Attention(PyLayer):
         dy = dy.transpose([0, 2, 1, 3])
         dvalue = paddle.matmul(weights, dy, transpose_x=True)
         dlogits = paddle.matmul(dy, value, transpose_y=True)
-        cpu_kernels.softmax_grad(rows(weights), rows(dlogits), ctx.scale)
+        own, along = rows(weights), rows(dlogits)
+        over(len(own), own.size, lambda i, j: cpu_kernels.softmax_grad(own[i:j], along[i:j], ctx.scale))
         dquery, dkey = paddle.matmul(dlogits, key), paddle.matmul(dlogits, query, transpose_x=True)
         return tuple(d.transpose([0, 2, 1, 3]) if trains else None for d, trains in zip((dquery, dkey, dvalue), ctx.training))
 

@@ -3,21 +3,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.nn import initializer as I
 
 from ppssl.models.batch_norm import BatchNorm
+from ppssl.models.convolution import Conv2D
 from ppssl.models.cpu import Linear
 from ppssl.models.layers import conv_default
 from ppssl.models.registry import register
 
 ONLINE = "online_network.encoder."                        # before the encoder's names in a BYOL model
 
-def conv(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> nn.Conv2D:
+def conv(in_chans: int, out_chans: int, kernel: int, stride: int = 1) -> Conv2D:
     """Convolution without bias that keeps the size but for the stride; Kaiming normal over its outputs."""
     init = I.Normal(0.0, math.sqrt(2 / (out_chans * kernel * kernel)))
-    return nn.Conv2D(in_chans, out_chans, kernel, stride, kernel // 2, weight_attr=init, bias_attr=False)
+    return Conv2D(in_chans, out_chans, kernel, stride, kernel // 2, weight_attr=init)
 
 
 def shortcut(in_chans: int, out_chans: int, stride: int) -> nn.Sequential:
@@ -39,9 +39,8 @@ class BasicBlock(nn.Layer):
         self.downsample = shortcut(in_chans, planes * expansion, stride) if downsample else None
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.bn1.then_relu(self.conv1(x))
+        return self.bn2.then_relu(self.conv2(out), x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Layer):
@@ -60,10 +59,9 @@ class Bottleneck(nn.Layer):
         self.downsample = shortcut(in_chans, planes * expansion, stride) if downsample else None
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.bn1.then_relu(self.conv1(x))
+        out = self.bn2.then_relu(self.conv2(out))
+        return self.bn3.then_relu(self.conv3(out), x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(nn.Layer):

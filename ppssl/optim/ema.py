@@ -5,7 +5,7 @@ from functools import partial
 
 import paddle
 
-from ppssl.models.cpu import has_own, vector
+from ppssl.arrays import has_own, vector
 from ppssl.threads import in_parts, together
 
 

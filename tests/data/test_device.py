@@ -13,9 +13,10 @@ def test_normalize_equals_float32_division():
     images = np.stack([noise(16, 16), np.arange(768, dtype=np.uint8).reshape(16, 16, 3)])
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = (images.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
-    ours = normalize(paddle.to_tensor(images), mean, std)
-    assert ours.dtype == paddle.float32
-    np.testing.assert_array_equal(ours.numpy(), expected.transpose(0, 3, 1, 2))
+    for given in (paddle.to_tensor(images), paddle.to_tensor(images.transpose(3, 0, 1, 2)).transpose([1, 2, 3, 0])):
+        ours = normalize(given, mean, std)
+        assert ours.dtype == paddle.float32
+        np.testing.assert_array_equal(ours.numpy(), expected.transpose(0, 3, 1, 2))
 
 
 def test_inside_marks_boxes_of_any_batch_shape():

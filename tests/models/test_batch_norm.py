@@ -97,3 +97,58 @@ def test_evaluation_leaves_the_buffers_alone():
     layer.eval()
     layer(paddle.to_tensor(example((8, 3))["x"]))
     assert all(np.array_equal(before[k], v.numpy()) for k, v in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_a_relu_and_a_shortcut_it_equals_the_three_one_after_another(shape, shortcut):
+    torch = pytest.importorskip("torch")
+    given, other = example(shape), example(shape, seed=1)["x"]
+    theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(shape[1])
+    x, add = torch.tensor(given["x"], requires_grad=True), torch.tensor(other, requires_grad=True)
+    y = torch.relu(theirs(x) + add) if shortcut else torch.relu(theirs(x))
+    (y * torch.tensor(given["cotangent"])).sum().backward()
+    layer, own, own_add = BatchNorm(shape[1]), paddle.to_tensor(given["x"], stop_gradient=False), paddle.to_tensor(other, stop_gradient=False)
+    found = layer.then_relu(own, own_add if shortcut else None)
+    (found * paddle.to_tensor(given["cotangent"])).sum().backward()
+    expected = {"y": y, "dx": x.grad, "dweight": theirs.weight.grad, "dbias": theirs.bias.grad, "var": theirs.running_var}
+    ours_ = {"y": found, "dx": own.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad, "var": layer.running_var}
+    if shortcut:
+        expected["dadd"], ours_["dadd"] = add.grad, own_add.grad
+    assert_close({k: v.numpy() for k, v in ours_.items()}, {k: v.detach().numpy() for k, v in expected.items()})
+    layer.eval()
+    theirs.eval()
+    y = torch.relu(theirs(x) + add) if shortcut else torch.relu(theirs(x))
+    assert np.abs(layer.then_relu(own, own_add if shortcut else None).numpy() - y.detach().numpy()).max() < 1e-5
+
+
+def test_what_is_no_number_goes_through_a_relu_in_both_directions():
+    layer, x = BatchNorm(2), example((4, 2))["x"]
+    x[0, 1] = np.nan
+    tensor = paddle.to_tensor(x, stop_gradient=False)
+    y = layer.then_relu(tensor)
+    y.sum().backward()
+    for found in (y, tensor.grad):
+        assert np.isfinite(found.numpy()[:, 0]).all() and np.isnan(found.numpy()[:, 1]).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_statistics_of_numbers_far_from_zero_lose_nothing(shift):
+    x = (np.random.default_rng(0).standard_normal((8, 3, 40, 40)) + shift).astype(np.float32)
+    layer = BatchNorm(3, momentum=1.0)
+    layer(paddle.to_tensor(x))
+    exact = x.astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1)
+    assert np.allclose(layer.running_mean.numpy(), exact.mean(1), rtol=1e-6, atol=1e-6)
+    assert np.allclose(layer.running_var.numpy(), exact.var(1, ddof=1), rtol=2e-5)
+
+
+def test_a_pass_without_a_backward_pass_leaves_no_memory_behind():
+    def allocated() -> int:
+        return paddle.base.core.host_memory_stat_current_value("Allocated", 0)
+
+    layer, x = BatchNorm(8), paddle.to_tensor(example((4, 8, 64, 64))["x"], stop_gradient=False)
+    layer.then_relu(x, x)
+    before = allocated()
+    for _ in range(5):
+        layer.then_relu(x, x)
+    assert allocated() - before < x.size                  # bytes: a quarter of one output

@@ -1,12 +1,14 @@
 """The layers' own CPU loops against PyTorch in float64, at ordinary and extreme numbers."""
 import gc
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppssl import cpu_kernels
+from ppssl import arrays, cpu_kernels
 from ppssl.models import cpu
 
 torch = pytest.importorskip("torch")
@@ -59,7 +61,7 @@ def test_nothing_finite_comes_of_what_is_not():
     x = paddle.to_tensor([[1.0, float("nan"), 2.0], [1.0, 2.0, float("inf")], [3.0, 4.0, 5.0]])
     assert np.array_equal(np.isnan(cpu.gelu(x).numpy()), np.isnan(F.gelu(x).numpy()))
     soft = x.clone()
-    cpu_kernels.softmax(cpu.rows(soft), 1.0)
+    cpu_kernels.softmax(arrays.rows(soft), 1.0)
     assert np.array_equal(np.isnan(soft.numpy()), np.isnan(F.softmax(x).numpy()))
     layer = cpu.LayerNorm(3)
     assert np.isnan(layer(x).numpy()).any(1).tolist() == [True, True, False]
@@ -97,13 +99,19 @@ def test_views_that_are_not_contiguous_are_read_as_they_are():
 
 
 def test_an_array_keeps_the_memory_of_its_tensor():
-    array = cpu.vector(paddle.full([1000], 3.0) * 2)
+    array = arrays.vector(paddle.full([1000], 3.0) * 2)
     gc.collect()
     others = [paddle.full([1000], float(i)) for i in range(20)]
     assert (array == 6).all() and len(others) == 20
 
 
 def test_other_types_and_traced_programs_use_paddles_kernels():
-    assert not cpu.has_own(paddle.ones([2], "float64")) and cpu.has_own(paddle.ones([2]))
+    assert not arrays.has_own(paddle.ones([2], "float64")) and arrays.has_own(paddle.ones([2]))
     x = paddle.to_tensor(normal(3, 4).astype(np.float64))
     assert np.allclose(cpu.gelu(x).numpy(), F.gelu(x).numpy(), atol=1e-12)
+
+
+def test_the_loops_can_be_loaded_in_a_process_that_has_nothing_but_paddle():
+    code = "import ppssl, paddle; from ppssl.models.cpu import gelu; print(gelu(paddle.zeros([1])).item())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert said.stdout == "0.0\n", said.stderr
