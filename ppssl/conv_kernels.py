@@ -1,7 +1,7 @@
 """Convolutions as matrix products over windows, image by image, by compiled loops that call MKL.
 
-Importing this module needs the MKL that comes with Paddle on x86: see `threads.library`. A loop over images keeps one
-image's windows at a time, which stay in the processor's cache, and several such loops run at once over a batch.
+Importing this module needs the MKL that comes with Paddle on x86: see `threads.library`. Windows are laid out for a few
+rows of an image at a time, which stay in a core's own cache, and several such loops run at once over a batch.
 """
 import ctypes
 
@@ -19,14 +19,15 @@ SIZE = nb.int64
 llvmlite.binding.add_symbol("ppssl_sgemm", ctypes.cast(library("libmklml_intel.so").cblas_sgemm, ctypes.c_void_p).value)
 sgemm = nb.types.ExternalFunction("ppssl_sgemm", nb.void(*[i32] * 6, f32, nb.uintp, i32, nb.uintp, i32, f32, nb.uintp, i32))
 ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112              # of cblas.h
+POSITIONS = 256                                           # windows that are laid out at a time, about: enough for fast products
 
 
 @nb.njit(inline="always")
 def multiply(a, a_form, b, b_form, keep, c):
-    """c = keep * c + a @ b, of matrices that are taken as they are or transposed."""
+    """c = keep * c + a @ b, of matrices [rows, columns, whose rows need not follow each other] taken as they are or transposed."""
     inner = a.shape[1] if a_form == AS_IS else a.shape[0]
-    sgemm(ROW_MAJOR, a_form, b_form, c.shape[0], c.shape[1], inner, f32(1.0), a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1],
-          keep, c.ctypes.data, c.shape[1])
+    sgemm(ROW_MAJOR, a_form, b_form, c.shape[0], c.shape[1], inner, f32(1.0), a.ctypes.data, a.strides[0] // 4,
+          b.ctypes.data, b.strides[0] // 4, keep, c.ctypes.data, c.strides[0] // 4)
 
 
 @nb.njit(inline="always")
@@ -37,13 +38,13 @@ def inside(size, outputs, offset, stride):
     return min(first, outputs), max(last, min(first, outputs))
 
 
-@compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, IMAGE), **FAST)
-def lay_out(image, kernel, stride, padding, windows):
-    """image [C, H, W] -> windows [C * kernel * kernel, H', W'], zero outside the image."""
+@compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, SIZE, IMAGE), **FAST)
+def lay_out(image, kernel, stride, padding, first, windows):
+    """image [C, H, W] -> windows [C * kernel * kernel, rows, W'] of the output rows from `first` on, zero outside the image."""
     channels, height, width = image.shape
     _, rows, columns = windows.shape
     for line in range(channels * kernel * kernel):
-        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding, line % kernel - padding
+        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding + first * stride, line % kernel - padding
         top, bottom = inside(height, rows, u, stride)
         left, right = inside(width, columns, v, stride)
         windows[line, :top] = 0
@@ -63,13 +64,13 @@ def lay_out(image, kernel, stride, padding, windows):
                     seen[j] = pixels[j * count(stride)]
 
 
-@compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, IMAGE), **FAST)
-def add_back(windows, kernel, stride, padding, image):
+@compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, SIZE, IMAGE), **FAST)
+def add_back(windows, kernel, stride, padding, first, image):
     """The transpose of `lay_out`: what its windows hold is added where it came from."""
     channels, height, width = image.shape
     _, rows, columns = windows.shape
     for line in range(channels * kernel * kernel):
-        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding, line % kernel - padding
+        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding + first * stride, line % kernel - padding
         top, bottom = inside(height, rows, u, stride)
         left, right = inside(width, columns, v, stride)
         for i in range(top, bottom):
@@ -82,44 +83,49 @@ def add_back(windows, kernel, stride, padding, image):
                     pixels[j * count(stride)] += seen[j]
 
 
-@nb.njit(inline="always")
-def scratch(weight, kernel, stride, rows, columns):
-    """Room for the windows of an image; none where the image is its own windows, [C, H' * W']."""
-    return np.empty((0 if kernel == stride == 1 else weight.shape[1], rows, columns), np.float32)
-
-
-@nb.njit(inline="always")
-def windows_of(image, kernel, stride, padding, windows):
-    """[C * kernel * kernel, H' * W'], in `scratch` where it is needed."""
-    if windows.size:
-        lay_out(image, kernel, stride, padding, windows)
-        return windows.reshape(windows.shape[0], -1)
-    return image.reshape(image.shape[0], -1)
-
-
 @compiled(nb.void(IMAGES, MATRIX, SIZE, SIZE, SIZE, IMAGES), **FAST)
 def convolve(images, weight, kernel, stride, padding, maps):
     """images [B, C, H, W], weight [O, C * kernel * kernel] -> maps [B, O, H', W']."""
-    _, outputs, rows, columns = maps.shape
-    windows = scratch(weight, kernel, stride, rows, columns)
-    for n in range(images.shape[0]):
-        seen = windows_of(images[n], kernel, stride, padding, windows)
-        multiply(weight, AS_IS, seen, AS_IS, f32(0.0), maps[n].reshape(outputs, -1))
+    batch, outputs, rows, columns = maps.shape
+    if kernel == stride == 1:
+        for n in range(batch):
+            multiply(weight, AS_IS, images[n].reshape(weight.shape[1], -1), AS_IS, f32(0.0), maps[n].reshape(outputs, -1))
+        return
+    step = min(rows, -(-POSITIONS // columns))
+    room = np.empty(weight.shape[1] * step * columns, np.float32)
+    for n in range(batch):
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            windows = room[:weight.shape[1] * (last - first) * columns].reshape(weight.shape[1], last - first, columns)
+            lay_out(images[n], kernel, stride, padding, first, windows)
+            multiply(weight, AS_IS, windows.reshape(weight.shape[1], -1), AS_IS, f32(0.0),
+                     maps[n].reshape(outputs, -1)[:, first * columns:last * columns])
 
 
 @compiled(MATRIX(IMAGES, MATRIX, SIZE, SIZE, SIZE, IMAGES, IMAGES), **FAST)
 def convolve_grad(images, weight, kernel, stride, padding, dmaps, dimages):
     """Fills dimages [B, C, H, W], unless it is empty; returns the weight's gradient."""
-    _, outputs, rows, columns = dmaps.shape
+    batch, outputs, rows, columns = dmaps.shape
     dweight = np.zeros_like(weight)
-    windows = scratch(weight, kernel, stride, rows, columns)
-    for n in range(images.shape[0]):
-        along = dmaps[n].reshape(outputs, -1)
-        multiply(along, AS_IS, windows_of(images[n], kernel, stride, padding, windows), TRANSPOSED, f32(1.0), dweight)
-        if dimages.size and windows.size:
-            multiply(weight, TRANSPOSED, along, AS_IS, f32(0.0), windows.reshape(weight.shape[1], -1))
+    if kernel == stride == 1:
+        for n in range(batch):
+            along = dmaps[n].reshape(outputs, -1)
+            multiply(along, AS_IS, images[n].reshape(weight.shape[1], -1), TRANSPOSED, f32(1.0), dweight)
+            if dimages.size:
+                multiply(weight, TRANSPOSED, along, AS_IS, f32(0.0), dimages[n].reshape(weight.shape[1], -1))
+        return dweight
+    step = min(rows, -(-POSITIONS // columns))
+    room = np.empty(weight.shape[1] * step * columns, np.float32)
+    for n in range(batch):
+        if dimages.size:
             dimages[n] = 0
-            add_back(windows, kernel, stride, padding, dimages[n])
-        elif dimages.size:
-            multiply(weight, TRANSPOSED, along, AS_IS, f32(0.0), dimages[n].reshape(weight.shape[1], -1))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            windows = room[:weight.shape[1] * (last - first) * columns].reshape(weight.shape[1], last - first, columns)
+            flat, along = windows.reshape(weight.shape[1], -1), dmaps[n].reshape(outputs, -1)[:, first * columns:last * columns]
+            lay_out(images[n], kernel, stride, padding, first, windows)
+            multiply(along, AS_IS, flat, TRANSPOSED, f32(1.0), dweight)
+            if dimages.size:
+                multiply(weight, TRANSPOSED, along, AS_IS, f32(0.0), flat)
+                add_back(windows, kernel, stride, padding, first, dimages[n])
     return dweight

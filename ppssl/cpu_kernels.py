@@ -225,3 +225,23 @@ def batch_norm_grad(x, mean, inv_std, weight, y, lowest, dy, along, across, dx, 
                 into = dshortcut[b, c]
                 for j in range(row.size):
                     into[j] = f32(0.0) if out[j] <= lowest else drow[j]
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, MAPS, f32, MAPS, f32, VECTOR, VECTOR, INDEX, INDEX), **FAST)
+def batch_norm_alone(x, weight, bias, shortcut, lowest, y, eps, mean, inv_std, first, last):
+    """`moments`, inv_std and `batch_norm` channel by channel, which stays in the processor's cache: for a rank without others."""
+    for c in range(first, last):
+        moments(x, mean, inv_std, c, c + 1)
+        inv_std[c] = ONE / np.sqrt(inv_std[c] / f32(x.shape[0] * x.shape[2]) + eps)
+        batch_norm(x, mean, inv_std, weight, bias, shortcut, lowest, y, c, c + 1)
+
+
+@compiled(nb.void(MAPS, VECTOR, VECTOR, VECTOR, MAPS, f32, MAPS, VECTOR, VECTOR, MAPS, MAPS, INDEX, INDEX), **FAST)
+def batch_norm_grad_alone(x, mean, inv_std, weight, y, lowest, dy, along, across, dx, dshortcut, first, last):
+    """`batch_norm_sums` and `batch_norm_grad` channel by channel; along, across: the sums."""
+    share = ONE / f32(x.shape[0] * x.shape[2])
+    means = np.empty((2, weight.size), np.float32)
+    for c in range(first, last):
+        batch_norm_sums(x, mean, inv_std, y, lowest, dy, along, across, c, c + 1)
+        means[0, c], means[1, c] = along[c] * share, across[c] * share
+        batch_norm_grad(x, mean, inv_std, weight, y, lowest, dy, means[0], means[1], dx, dshortcut, c, c + 1)

@@ -24,7 +24,7 @@ def maps(x) -> np.ndarray:
 
 
 class _Normalize(PyLayer):
-    """What `normalize` says, in two passes over x forward and two backward."""
+    """What `normalize` says."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, shortcut, relu):
@@ -34,15 +34,18 @@ class _Normalize(PyLayer):
         x, channels = x.contiguous(), x.shape[1]
         count = x.size // channels
         ctx.lowest, ctx.count = 0.0 if relu else -math.inf, count * world()
-        mean, squares, y = paddle.empty([channels]), paddle.empty([channels]), paddle.empty_like(x)
-        own, out, means, add = maps(x), maps(y), vector(mean), maps(None if shortcut is None else shortcut.contiguous())
-        over(channels, own.size, partial(cpu_kernels.moments, own, means, vector(squares)))
-        if world() > 1:
+        mean, inv_std, y = paddle.empty([channels]), paddle.empty([channels]), paddle.empty_like(x)
+        own, out, means, spread, add = maps(x), maps(y), vector(mean), vector(inv_std), maps(None if shortcut is None else shortcut.contiguous())
+        change = vector(weight), vector(bias), add, ctx.lowest, out
+        if world() == 1:
+            over(channels, own.size, partial(cpu_kernels.batch_norm_alone, own, *change, eps, means, spread))
+        else:
+            over(channels, own.size, partial(cpu_kernels.moments, own, means, spread))
             apart = mean.clone()
             mean.copy_(sum_over_ranks(mean) / world(), True)
-            sum_over_ranks(squares.add_(count * (apart - mean).square()))
-        inv_std = paddle.rsqrt(squares / ctx.count + eps)
-        over(channels, own.size, partial(cpu_kernels.batch_norm, own, means, vector(inv_std), vector(weight), vector(bias), add, ctx.lowest, out))
+            squares = sum_over_ranks(inv_std + count * (apart - mean).square())
+            inv_std.copy_(paddle.rsqrt(squares / ctx.count + eps), True)
+            over(channels, own.size, partial(cpu_kernels.batch_norm, own, means, spread, *change))
         ctx.save_for_backward(x, y.detach() if relu else x, mean.detach(), inv_std.detach(), weight)          # outputs themselves would make a cycle
         return y, mean, inv_std
 
@@ -54,11 +57,13 @@ class _Normalize(PyLayer):
         dy = dy.contiguous()
         sums, dx = paddle.empty([2, weight.shape[0]]), paddle.empty_like(x)
         dshortcut = paddle.empty_like(x) if len(ctx.training) == 4 else None
-        channels, given, out, along = weight.shape[0], (maps(x), vector(mean), vector(inv_std)), maps(y), maps(dy)
-        over(channels, x.size, partial(cpu_kernels.batch_norm_sums, *given, out, ctx.lowest, along, *rows(sums)))
-        means = sum_over_ranks(sums.clone()) / ctx.count  # the gradients stay this rank's: they are averaged elsewhere
-        over(channels, x.size, partial(cpu_kernels.batch_norm_grad, *given, vector(weight), out, ctx.lowest, along, *rows(means), maps(dx),
-                                       maps(dshortcut)))
+        given, by, into = (maps(x), vector(mean), vector(inv_std)), (maps(y), ctx.lowest, maps(dy)), (maps(dx), maps(dshortcut))
+        if world() == 1:
+            over(weight.shape[0], x.size, partial(cpu_kernels.batch_norm_grad_alone, *given, vector(weight), *by, *rows(sums), *into))
+        else:
+            over(weight.shape[0], x.size, partial(cpu_kernels.batch_norm_sums, *given, *by, *rows(sums)))
+            means = sum_over_ranks(sums.clone()) / ctx.count  # the gradients stay this rank's: they are averaged elsewhere
+            over(weight.shape[0], x.size, partial(cpu_kernels.batch_norm_grad, *given, vector(weight), *by, *rows(means), *into))
         return tuple(d if trains else None for d, trains in zip((dx, sums[1], sums[0], dshortcut), ctx.training))
 
 
