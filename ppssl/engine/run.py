@@ -81,6 +81,15 @@ def evaluate_all(config: Config, method, loader: Loader, amp: str | None) -> dic
     return results
 
 
+def warn_of_new_head(model, path: str) -> None:
+    """Say so where the file holds no head for these classes."""
+    tensors, own = read_weights(path, model), {id(p) for p in model.head.parameters()}
+    new = [name for name, p in model.named_parameters() if id(p) in own and (name not in tensors or list(tensors[name].shape) != p.shape)]
+    if new:
+        print(f"warning: {path} holds no {', '.join(new)} for these classes: what follows is the accuracy of a head at random. "
+              "--eval is for a classifier's checkpoint", flush=True)
+
+
 def evaluate_only(config: Config) -> dict[str, float]:
     """--eval: load the weights of --resume (every tensor) or --finetune, and evaluate on val/."""
     path = config.run.resume
@@ -96,6 +105,8 @@ def evaluate_only(config: Config) -> dict[str, float]:
             assign_all(method.model, read_weights(path, method.model))
         except ValueError as error:
             raise BadRequest(f"{path} is not a checkpoint of {config.model}: {error}") from None
+    elif dist.is_main():
+        warn_of_new_head(method.model, config.options.finetune)
     warm()
     results = evaluate_all(config, method, eval_loader(config, method, "val"), autocast_dtype(config.run.amp))
     if dist.is_main():

@@ -354,4 +354,5 @@ def test_the_tiny_model_trains_finetunes_and_probes_from_the_command_line(tmp_pa
     assert cli.main("finetune", [*common, str(tmp_path / "ft"), "--eval"]) == 0
     assert cli.main("finetune", [*common, str(tmp_path / "none"), *encoder, "--eval"]) == 0
     said = capsys.readouterr().out
+    assert said.count("holds no head.weight, head.bias for these classes: what follows is the accuracy of a head at random") == 1
     assert said.count("encoder loaded") == 3 and "ema_acc1" in said and said.count("[Eval] ") == 2 and "26 tensors beyond block 2 left out" in said
