@@ -38,22 +38,33 @@ def inside(size, outputs, offset, stride):
     return min(first, outputs), max(last, min(first, outputs))
 
 
+@nb.njit(inline="always")
+def geometry(line, image, windows, kernel, stride, padding, first):
+    """Of a line of windows: its channel, row and column offset, and which of its rows and columns lie inside the image."""
+    u, v = line // kernel % kernel - padding + first * stride, line % kernel - padding
+    top, bottom = inside(image.shape[1], windows.shape[1], u, stride)
+    left, right = inside(image.shape[2], windows.shape[2], v, stride)
+    return line // (kernel * kernel), u, v, top, bottom, left, right
+
+
+@nb.njit(inline="always")
+def are_windows(kernel, stride, padding):
+    """Whether the images are their own windows."""
+    return kernel == stride == 1 and padding == 0
+
+
 @compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, SIZE, IMAGE), **FAST)
 def lay_out(image, kernel, stride, padding, first, windows):
     """image [C, H, W] -> windows [C * kernel * kernel, rows, W'] of the output rows from `first` on, zero outside the image."""
-    channels, height, width = image.shape
-    _, rows, columns = windows.shape
-    for line in range(channels * kernel * kernel):
-        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding + first * stride, line % kernel - padding
-        top, bottom = inside(height, rows, u, stride)
-        left, right = inside(width, columns, v, stride)
+    for line in range(len(windows)):
+        c, u, v, top, bottom, left, right = geometry(line, image, windows, kernel, stride, padding, first)
         windows[line, :top] = 0
         windows[line, bottom:] = 0
         for i in range(top, bottom):
             seen, pixels = windows[line, i], image[c, i * stride + u]
             for j in range(count(left)):
                 seen[j] = 0
-            for j in range(count(right), count(columns)):
+            for j in range(count(right), count(seen.size)):
                 seen[j] = 0
             seen, pixels = seen[left:right], pixels[left * stride + v:]
             if stride == 1:
@@ -67,12 +78,8 @@ def lay_out(image, kernel, stride, padding, first, windows):
 @compiled(nb.void(IMAGE, SIZE, SIZE, SIZE, SIZE, IMAGE), **FAST)
 def add_back(windows, kernel, stride, padding, first, image):
     """The transpose of `lay_out`: what its windows hold is added where it came from."""
-    channels, height, width = image.shape
-    _, rows, columns = windows.shape
-    for line in range(channels * kernel * kernel):
-        c, u, v = line // (kernel * kernel), line // kernel % kernel - padding + first * stride, line % kernel - padding
-        top, bottom = inside(height, rows, u, stride)
-        left, right = inside(width, columns, v, stride)
+    for line in range(len(windows)):
+        c, u, v, top, bottom, left, right = geometry(line, image, windows, kernel, stride, padding, first)
         for i in range(top, bottom):
             seen, pixels = windows[line, i, left:right], image[c, i * stride + u, left * stride + v:]
             if stride == 1:
@@ -87,7 +94,7 @@ def add_back(windows, kernel, stride, padding, first, image):
 def convolve(images, weight, kernel, stride, padding, maps):
     """images [B, C, H, W], weight [O, C * kernel * kernel] -> maps [B, O, H', W']."""
     batch, outputs, rows, columns = maps.shape
-    if kernel == stride == 1:
+    if are_windows(kernel, stride, padding):
         for n in range(batch):
             multiply(weight, AS_IS, images[n].reshape(weight.shape[1], -1), AS_IS, f32(0.0), maps[n].reshape(outputs, -1))
         return
@@ -107,7 +114,7 @@ def convolve_grad(images, weight, kernel, stride, padding, dmaps, dimages):
     """Fills dimages [B, C, H, W], unless it is empty; returns the weight's gradient."""
     batch, outputs, rows, columns = dmaps.shape
     dweight = np.zeros_like(weight)
-    if kernel == stride == 1:
+    if are_windows(kernel, stride, padding):
         for n in range(batch):
             along = dmaps[n].reshape(outputs, -1)
             multiply(along, AS_IS, images[n].reshape(weight.shape[1], -1), TRANSPOSED, f32(1.0), dweight)

@@ -72,7 +72,8 @@ def normalize(x, weight, bias, eps: float, shortcut, relu: bool):
 
     shortcut: [B, C, ...] that is added to the normalised x, or None; relu: what is negative then becomes 0.
     """
-    if has_own(x):
+    fits = x.shape[1] == weight.shape[0] and (shortcut is None or shortcut.shape == x.shape)   # otherwise Paddle says what is wrong
+    if fits and has_own(x):
         return _Normalize.apply(x, weight, bias, eps, shortcut, relu)
     kernel = _C_ops.sync_batch_norm_ if world() > 1 else _C_ops.batch_norm
     unused = paddle.zeros_like(weight), paddle.ones_like(weight)               # the kernel's own running statistics

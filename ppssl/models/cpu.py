@@ -156,6 +156,6 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last axis."""
 
     def forward(self, x):
-        if has_own(x):
+        if has_own(x) and x.shape[-1:] == self.weight.shape:                 # otherwise Paddle says what is wrong
             return _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
         return nn.LayerNorm.forward(self, x)              # Paddle 2's tracer knows no bare super()

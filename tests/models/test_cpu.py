@@ -10,6 +10,8 @@ import pytest
 
 from ppssl import arrays, cpu_kernels
 from ppssl.models import cpu
+from ppssl.models.batch_norm import BatchNorm
+from ppssl.models.convolution import Conv2D
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
@@ -115,3 +117,10 @@ def test_the_loops_can_be_loaded_in_a_process_that_has_nothing_but_paddle():
     code = "import ppssl, paddle; from ppssl.models.cpu import gelu; print(gelu(paddle.zeros([1])).item())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert said.stdout == "0.0\n", said.stderr
+
+
+@pytest.mark.parametrize("layer, shape", [(cpu.LayerNorm(4), (2, 3)), (BatchNorm(4), (2, 3)), (BatchNorm(4), (2, 5, 3, 3)), (Conv2D(4, 2, 3), (2, 3, 5, 5)),
+                                          (Conv2D(4, 2, 1), (2, 2, 4, 4)), (Conv2D(4, 2, 3), (4, 5, 5))])
+def test_an_input_of_another_width_is_an_error_and_not_read_beyond_its_end(layer, shape):
+    with pytest.raises(ValueError):
+        layer(paddle.ones(shape))
